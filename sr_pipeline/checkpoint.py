@@ -1,0 +1,147 @@
+"""The whole state of a run in one file: safetensors for tensors, its metadata for the rest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from sr_pipeline.errors import CheckpointError
+
+FORMAT = "sr_pipeline.checkpoint/1"
+KEEP = 3
+
+
+def save(folder: Path, step: int, state: Mapping[str, Any], unchanged: Mapping[str, str]) -> Path:
+    """Write the ``state_dict`` of each object of ``state`` after ``step`` steps, and drop all but the newest files.
+
+    ``unchanged`` are the hashes of the weights that no step changes. The file is written beside, synced and renamed,
+    so that a file of the final name is always whole.
+    """
+    tensors: dict[str, Tensor] = {}
+    tree = {name: _flatten(value.state_dict(), name, tensors) for name, value in state.items()}
+    content = json.dumps({"step": step, "state": tree, "unchanged": dict(unchanged)})
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{step:09d}.safetensors"
+    write_safely(path, tensors, {"format": FORMAT, "content": content})
+    for old in _files(folder)[:-KEEP]:
+        old.unlink()
+    return path
+
+
+def write_safely(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """A safetensors file written beside, synced and renamed."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        data = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        safetensors.torch.save_file(data, beside, metadata)
+        with beside.open("rb+") as file:
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest checkpoint of a folder."""
+    return next(reversed(_files(folder)), None)
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's name says."""
+    return int(path.stem.removeprefix("step-"))
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*.safetensors"))
+
+
+def restore(path: Path, state: Mapping[str, Any], unchanged: Mapping[str, str]) -> int:
+    """Load each object's state from a file, and return the number of steps done. All fits, or nothing is loaded.
+
+    Raises:
+        CheckpointError: the file is damaged, of another graph, or other unchanged weights were in use.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        if metadata.get("format") != FORMAT:
+            raise CheckpointError(str(path), f"its format is {metadata.get('format')!r}", f"wanted {FORMAT!r}")
+        content = json.loads(metadata["content"])
+        saved = {name: _unflatten(tree, tensors) for name, tree in content["state"].items()}
+    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        raise CheckpointError(str(path), f"it cannot be read: {error}", "remove it to use the one before") from error
+    _check_fits(path, state, saved, unchanged, content["unchanged"])
+    for name, value in state.items():
+        value.load_state_dict(saved[name])
+    return int(content["step"])
+
+
+def _check_fits(
+    path: Path, state: Mapping[str, Any], saved: Mapping[str, Any], now: Mapping[str, str], then: Mapping[str, str]
+) -> None:
+    fix = "resume with the graph that the run's folder holds, or start a new run"
+    missing, extra = sorted(state.keys() - saved.keys()), sorted(saved.keys() - state.keys())
+    if missing or extra:
+        lists = (", ".join(names) or "nothing" for names in (missing, extra))
+        what = "it is of another graph: not in it: {}; left over: {}".format(*lists)
+        raise CheckpointError(str(path), what, fix)
+    for name, value in state.items():
+        if isinstance(value, nn.Module) and (differing := _differing(value.state_dict(), saved[name])):
+            raise CheckpointError(str(path), f"{name!r} has another shape: {differing}", fix)
+    for name, digest in then.items():
+        if name in now and now[name] != digest:
+            raise CheckpointError(str(path), f"the weights of {name!r} are not those of the run", fix)
+
+
+def _differing(now: Mapping[str, Tensor], then: Mapping[str, Tensor]) -> str:
+    for name in now.keys() | then.keys():
+        ours, theirs = now.get(name), then.get(name)
+        if ours is None or theirs is None or ours.shape != theirs.shape:
+            shapes = [str(list(t.shape)) if t is not None else "absent" for t in (theirs, ours)]
+            return f"{name} is {shapes[0]} in the file, {shapes[1]} in the graph"
+    return ""
+
+
+def digest(module: nn.Module) -> str:
+    """A hash of a module's parameters and buffers."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, tensor in module.state_dict().items():
+        found.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """JSON for a state dict: tensors go to ``tensors``; dicts become lists of pairs, so that keys keep types."""
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        return {"dict": [[k, _flatten(v, f"{name}.{k}", tensors)] for k, v in value.items()]}
+    if isinstance(value, (list, tuple)):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return {kind: [_flatten(v, f"{name}.{n}", tensors) for n, v in enumerate(value)]}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return {"value": value}
+    raise CheckpointError(name, f"a state of type {type(value).__name__} cannot be saved", "make it a tensor or JSON")
+
+
+def _unflatten(tree: dict[str, Any], tensors: Mapping[str, Tensor]) -> Any:
+    (kind, content), *_ = tree.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {k: _unflatten(v, tensors) for k, v in content}
+    if kind in ("list", "tuple"):
+        return (tuple if kind == "tuple" else list)(_unflatten(v, tensors) for v in content)
+    return content

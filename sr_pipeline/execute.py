@@ -1,0 +1,223 @@
+"""Execute a plan's nodes: bind their inputs, call them in the right gradient scope, keep and drop values."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sr_pipeline.errors import NodeRunError, PipelineError
+from sr_pipeline.events import Channel, NodeReporter, NodeStarted
+from sr_pipeline.plan import Op, Plan
+from sr_pipeline.plan.cadence import ALWAYS, Demand, fires
+from sr_pipeline.sockets import SeedSource
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a run gives to the nodes that ask for it."""
+
+    run_dir: Path
+    seed: int
+    device: torch.device
+    channel: Channel
+
+
+@dataclass
+class Bound:
+    """An op with everything that is the same at each call."""
+
+    op: Op
+    function: Callable[..., Any]
+    constants: dict[str, Any]
+    seed: SeedSource
+    step: str | None = None
+    rng: str | None = None
+
+    def arguments(self, values: list[Any], step: int) -> dict[str, Any]:
+        found = dict(self.constants)
+        for name, slot in self.op.links:
+            found[name] = values[slot]
+        if self.step:
+            found[self.step] = step
+        if self.rng:
+            found[self.rng] = self.seed.rng(step)
+        return found
+
+
+@dataclass
+class Executor:
+    """The values of one run, and the calls that make them."""
+
+    plan: Plan
+    context: Context
+    cache: Any = None
+    values: list[Any] = field(default_factory=list)
+    reducers: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.values = [None] * len(self.plan.slots)
+        self._steps = [self._bind(op) for op in self.plan.steps if op.type.kind != "stream"]
+        self._stream = next((self._bind(op) for op in self.plan.steps if op.type.kind == "stream"), None)
+
+    def setup(self) -> None:
+        """Run the nodes that run once before the steps, and free what no step trains of gradients."""
+        for op in self.plan.setup:
+            self._announce(op, "setup")
+            if op.type.kind == "reducer":
+                self.reducers[op.node] = op.type.function()
+                self._call(self._bind(op), 0)
+                self._store(op, self.reducers[op.node].result())
+            else:
+                self._store(op, self._cached(op))
+            self._drop(op)
+        torch.set_grad_enabled(False)
+        for name in self.plan.untrained:
+            self.values[{**self.plan.state, **self.plan.unchanged}[name]].requires_grad_(False)
+        self.reducers |= {name: self.plan.wiring.types[name].function() for name in self.plan.reducers}
+
+    def _cached(self, op: Op) -> Any:
+        key = self.cache.key(op, self.plan) if self.cache else None
+        if key and key in self.cache:
+            return self.cache[key]
+        result = self._call(self._bind(op), 0)
+        if key:
+            self.cache[key] = result
+        return result
+
+    def stream(self, start: int) -> Iterator[Any]:
+        """The items from position ``start`` on; an error in it names its node."""
+        bound = self._stream
+        if bound is None:
+            return
+        extra = {name: start for name, what in bound.op.type.injected.items() if what == "start"}
+        try:
+            yield from bound.function(**bound.arguments(self.values, start), **extra)
+        except Exception as error:
+            raise self._failure(bound, start) from error
+
+    def step(self, item: Any, step: int, last: bool) -> None:
+        """Run one step on an item of the stream."""
+        assert self._stream is not None
+        self._store(self._stream.op, item)
+        fired: dict[Demand, bool] = {ALWAYS: True}
+        for bound in self._steps:
+            demand = bound.op.demand
+            if demand not in fired:
+                fired[demand] = fires(demand, step, last)
+            if fired[demand]:
+                self._store(bound.op, self._call(bound, step))
+            self._drop(bound.op)
+        torch.set_grad_enabled(False)
+
+    def finish(self, step: int) -> None:
+        """Close the reducers, and run what depends on them."""
+        for name, reducer in self.reducers.items():
+            op = next(op for op in self.plan.ops if op.node == name)
+            self._store(op, reducer.result())
+        for op in self.plan.finish:
+            self._announce(op, "finish")
+            self._store(op, self._call(self._bind(op), step))
+            self._drop(op)
+        torch.set_grad_enabled(False)
+
+    def state(self) -> dict[str, Any]:
+        """The objects that the steps change, by name."""
+        return {name: self.values[slot] for name, slot in self.plan.state.items()} | self.reducers
+
+    def unchanged(self) -> dict[str, nn.Module]:
+        return {name: self.values[slot] for name, slot in self.plan.unchanged.items()}
+
+    def outputs(self) -> dict[str, Any]:
+        """What the targets returned last: the one output, or a tuple of them."""
+        found = {}
+        for op in self.plan.ops:
+            if op.node in self.plan.targets and op.outputs:
+                values = tuple(self.values[slot] for slot in op.outputs)
+                found[op.node] = values if op.type.returns_tuple else values[0]
+        return found
+
+    def _bind(self, op: Op) -> Bound:
+        seed = SeedSource(self.context.seed, op.node)
+        given = {
+            "run_dir": self.context.run_dir,
+            "device": self.context.device,
+            "seed": seed,
+            "training": op.training,
+            "retain_graph": op.retain_graph,
+            "report": NodeReporter(self.context.channel, op.node),
+        }
+        injected = {name: given[what] for name, what in op.type.injected.items() if what in given}
+        ask = {what: name for name, what in op.type.injected.items()}
+        function = self._reduce(op) if op.type.kind == "reducer" else op.type.function
+        return Bound(op, function, op.literals | injected, seed, ask.get("step"), ask.get("rng"))
+
+    def _reduce(self, op: Op) -> Callable[..., Any]:
+        return lambda **arguments: self.reducers[op.node](**arguments)
+
+    def _call(self, bound: Bound, step: int) -> Any:
+        arguments = bound.arguments(self.values, step)
+        if torch.is_grad_enabled() != bound.op.grad:
+            torch.set_grad_enabled(bound.op.grad)
+        try:
+            if bound.op.frozen:
+                with _without_gradients(arguments[name] for name in bound.op.frozen):
+                    return bound.function(**arguments)
+            return bound.function(**arguments)
+        except PipelineError:
+            raise
+        except Exception as error:
+            raise self._failure(bound, step, arguments) from error
+
+    def _failure(self, bound: Bound, step: int, arguments: dict[str, Any] | None = None) -> NodeRunError:
+        error = sys.exc_info()[1]
+        inputs = bound.arguments(self.values, step) if arguments is None else arguments
+        shown = ", ".join(f"{n}={_brief(v)}" for n, v in inputs.items() if n not in bound.op.type.injected)
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        where = self.plan.wiring.where(bound.op.node)
+        at = f" at step {step + 1}" if bound.op in self.plan.steps else ""
+        return NodeRunError(where, f"{bound.op.type.name} failed{at}: {kind}{error}", f"its inputs: {shown}")
+
+    def _store(self, op: Op, result: Any) -> None:
+        if op.type.kind == "reducer" and result is None:
+            return
+        if op.type.returns_tuple:
+            for slot, value in zip(op.outputs, result, strict=True):
+                self.values[slot] = value
+        elif op.outputs:
+            self.values[op.outputs[0]] = result
+
+    def _drop(self, op: Op) -> None:
+        for slot in op.drop:
+            self.values[slot] = None
+
+    def _announce(self, op: Op, phase: str) -> None:
+        self.context.channel.emit(NodeStarted(op.node, phase))
+
+
+@contextmanager
+def _without_gradients(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Parameters do not require gradients inside: a forward pass then saves nothing for them."""
+    parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, nn.Module):
+        return type(value).__name__
+    text = repr(value)
+    return text if len(text) <= 60 else f"{type(value).__name__}(...)"

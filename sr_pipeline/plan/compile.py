@@ -1,0 +1,200 @@
+"""Compile a graph to a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from sr_pipeline.check import Value, Wiring, check
+from sr_pipeline.errors import Fault, GraphError
+from sr_pipeline.graph import Graph
+from sr_pipeline.node import NodeType
+from sr_pipeline.plan.cadence import ALWAYS, Demand, demands
+from sr_pipeline.plan.gradients import gradient_faults, gradients
+from sr_pipeline.plan.order import is_training, mutation_faults, mutators, phase_order
+from sr_pipeline.plan.phases import Phase, needed_nodes, phases, roots, stream_of
+from sr_pipeline.registry import Registry
+
+
+@dataclass(frozen=True)
+class Op:
+    """One node as the run executes it. Values live in numbered slots."""
+
+    node: str
+    type: NodeType
+    literals: dict[str, Any]
+    links: tuple[tuple[str, int], ...]
+    outputs: tuple[int, ...]
+    drop: tuple[int, ...]
+    """Slots that nobody reads after it."""
+    demand: Demand = ALWAYS
+    grad: bool = False
+    training: bool = False
+    retain_graph: bool = False
+    frozen: tuple[str, ...] = ()
+    """Model inputs that a backward pass only crosses: called without gradients for their parameters."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a graph compiles to."""
+
+    wiring: Wiring
+    setup: tuple[Op, ...]
+    steps: tuple[Op, ...]
+    finish: tuple[Op, ...]
+    slots: dict[Value, int]
+    stream: str | None
+    targets: frozenset[str]
+    state: dict[str, int]
+    """What the steps change, by the name of what made it: the slot of the object."""
+    reducers: tuple[str, ...]
+    unchanged: dict[str, int]
+    """Models that the steps read and no step changes."""
+    untrained: tuple[str, ...]
+    """Of state and unchanged: the models that no backward step is for, so that they want no gradients."""
+    warnings: tuple[Fault, ...]
+
+    @property
+    def ops(self) -> tuple[Op, ...]:
+        return self.setup + self.steps + self.finish
+
+
+def compile_plan(graph: Graph, registry: Registry, only: str | None = None) -> Plan:
+    """Check a graph and plan its run: all of it, or up to the node ``only``.
+
+    Raises:
+        GraphError: with every fault found.
+        UsageError: ``only`` is no node of the graph.
+    """
+    return _Compiler(check(graph, registry), only).compile()
+
+
+class _Compiler:
+    def __init__(self, wiring: Wiring, only: str | None) -> None:
+        self.wiring = wiring
+        self.phase = phases(wiring)
+        self.root = roots(wiring)
+        self._refuse_unsound()
+        self.targets, self.needed = needed_nodes(wiring, self.phase, self.root, only)
+        self.gradients = gradients(wiring, self.needed, self.root)
+        self.order = {which: self._order(which) for which in Phase}
+        self.slots = {v: n for n, v in enumerate(v for v in self.root if v.node in self.needed)}
+        self.state, self.unchanged = self._state()
+
+    def _refuse_unsound(self) -> None:
+        """The whole graph must be sound, whatever part of it is needed."""
+        nodes = set(self.wiring.types)
+        found = gradients(self.wiring, nodes, self.root)
+        faults = self._cadence_faults() + mutation_faults(self.wiring, self.phase, nodes)
+        faults += gradient_faults(self.wiring, found, self.root)
+        if not faults:
+            for which in Phase:
+                faults += phase_order(self.wiring, self.phase, nodes, which, found)[1]
+        if faults:
+            raise GraphError(faults)
+
+    def _cadence_faults(self) -> list[Fault]:
+        return [
+            Fault(self.wiring.where(id_, made.cadence.name), "a cadence cannot be a link", "give the number of steps")
+            for id_, made in self.wiring.types.items()
+            if made.cadence and made.cadence.name in self.wiring.links[id_]
+        ]
+
+    def _order(self, which: Phase) -> list[str]:
+        order, faults = phase_order(self.wiring, self.phase, self.needed, which, self.gradients)
+        if faults:
+            raise GraphError(faults)
+        return order
+
+    def compile(self) -> Plan:
+        stepped = {step.model for step in self.gradients.steps.values()}
+        trained = {self.slots[model] for model in stepped if model in self.slots}
+        models = {
+            self.state_name(v): self.slots[v]
+            for v in (*self.state, *self.unchanged)
+            if self.wiring.value_types[v].is_a(nn.Module)
+        }
+        return Plan(
+            wiring=self.wiring,
+            setup=self._ops(Phase.SETUP),
+            steps=self._ops(Phase.STEP),
+            finish=self._ops(Phase.FINISH),
+            slots=self.slots,
+            stream=stream_of(self.wiring) if stream_of(self.wiring) in self.needed else None,
+            targets=frozenset(self.targets),
+            state={self.state_name(v): self.slots[v] for v in self.state},
+            reducers=tuple(n for n in self.order[Phase.STEP] if self.wiring.types[n].kind == "reducer"),
+            unchanged={self.state_name(v): self.slots[v] for v in self.unchanged},
+            untrained=tuple(name for name, slot in models.items() if slot not in trained),
+            warnings=tuple(self._warnings(set(self.state))),
+        )
+
+    def _state(self) -> tuple[list[Value], list[Value]]:
+        """The objects that steps change (by Mutates or by buffers), and the models that they only read."""
+        changed = {
+            self.root[v]
+            for v, nodes in mutators(self.wiring, self.needed).items()
+            if any(self.phase[n] == Phase.STEP for n in nodes)
+        }
+        read = set()
+        for id_ in self.order[Phase.STEP]:
+            for value in self.wiring.links[id_].values():
+                if self.wiring.value_types[value].is_a(nn.Module):
+                    read.add(self.root[value])
+                    if is_training(self.wiring, id_, self.gradients):
+                        changed.add(self.root[value])
+        in_setup = [v for v in self.slots if self.phase[v.node] == Phase.SETUP]
+        return [v for v in in_setup if v in changed], [v for v in in_setup if v in read - changed]
+
+    def state_name(self, value: Value) -> str:
+        made = self.wiring.types[value.node]
+        return value.node if len(made.outputs) == 1 else f"{value.node}.{made.outputs[value.output].name}"
+
+    def _ops(self, which: Phase) -> tuple[Op, ...]:
+        order = self.order[which]
+        demand = demands(self.wiring, self.phase, order, self.targets)
+        retained = self.gradients.retained(order)
+        dropped = self._dropped(which)
+        return tuple(
+            Op(
+                node=n,
+                type=self.wiring.types[n],
+                literals=self.wiring.literals[n],
+                links=tuple((name, self.slots[v]) for name, v in self.wiring.links[n].items()),
+                outputs=tuple(self.slots[Value(n, i)] for i in range(len(self.wiring.types[n].outputs))),
+                drop=dropped.get(n, ()),
+                demand=demand.get(n, ALWAYS),
+                grad=n in self.gradients.on_path,
+                training=is_training(self.wiring, n, self.gradients),
+                retain_graph=n in retained,
+                frozen=self.gradients.crossed_only(n, self.wiring, self.root),
+            )
+            for n in order
+        )
+
+    def _dropped(self, which: Phase) -> dict[str, tuple[int, ...]]:
+        """Each node of a phase, and the slots that die with it: a value dies in the last phase that reads it."""
+        order = {id_: (number, at) for number, p in enumerate(Phase) for at, id_ in enumerate(self.order[p])}
+        number = list(Phase).index(which)
+        last = {v: (order[v.node], v.node) for v in self.slots}
+        for id_ in order:
+            for v in self.wiring.links[id_].values():
+                last[v] = max(last[v], (order[id_], id_))
+        found: dict[str, list[int]] = {}
+        kept = {*self.state, *self.unchanged}
+        for v, ((phase_number, _), id_) in last.items():
+            lives_on = which == Phase.STEP and order[v.node][0] != number
+            if phase_number == number and not lives_on and v not in kept and v.node not in self.targets:
+                found.setdefault(id_, []).append(self.slots[v])
+        return {id_: tuple(slots) for id_, slots in found.items()}
+
+    def _warnings(self, state: set[Value]) -> Iterable[Fault]:
+        for id_ in self.order[Phase.SETUP]:
+            for name, value in self.wiring.links[id_].items():
+                if self.wiring.types[id_].is_output and self.root[value] in state:
+                    what = f"reads {value.node!r} before the first step, though the steps change it"
+                    yield Fault(self.wiring.where(id_, name), what, "wire it to the changed value, if that is meant")

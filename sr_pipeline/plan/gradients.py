@@ -1,0 +1,121 @@
+"""Where gradients flow: from the parameters of each backward step to its loss, and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import networkx as nx
+from torch import nn
+from torch.optim import Optimizer
+
+from sr_pipeline.check import Value, Wiring
+from sr_pipeline.errors import Fault
+
+
+@dataclass(frozen=True)
+class BackwardStep:
+    """A node that runs a backward pass: its model's object, and the nodes between the parameters and the loss."""
+
+    node: str
+    model: Value
+    path: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """The backward steps among some nodes, and what leads to a loss."""
+
+    steps: dict[str, BackwardStep]
+    leads_to_loss: frozenset[str]
+
+    @property
+    def on_path(self) -> set[str]:
+        """The nodes that must build an autograd graph."""
+        return {id_ for step in self.steps.values() for id_ in step.path}
+
+    def crossed_only(self, id_: str, wiring: Wiring, root: dict[Value, Value]) -> tuple[str, ...]:
+        """The model inputs of a node whose parameters no backward pass through it wants."""
+        if id_ not in self.on_path:
+            return ()
+        wanted = {step.model for step in self.steps.values() if id_ in step.path}
+        changed = {step.model for step in self.steps.values()}
+        return tuple(
+            name
+            for name, value in wiring.links[id_].items()
+            if root[value] in changed - wanted and wiring.value_types[value].is_a(nn.Module)
+        )
+
+    def retained(self, order: Iterable[str]) -> set[str]:
+        """The backward steps that another one, later in ``order``, follows over a node of the same forward pass."""
+        later: set[str] = set()
+        kept = set()
+        for id_ in reversed([n for n in order if n in self.steps]):
+            if later & self.steps[id_].path:
+                kept.add(id_)
+            later |= self.steps[id_].path
+        return kept
+
+
+def gradients(wiring: Wiring, nodes: set[str], root: dict[Value, Value]) -> Gradients:
+    """Find the backward steps among ``nodes`` and their paths."""
+    flow = _flow(wiring, nodes)
+    steps, leading = {}, set()
+    for id_ in (n for n in nodes if wiring.types[n].backward):
+        links = wiring.links[id_]
+        loss, model = links.get(_name(wiring, id_)), links.get(model_input(wiring, id_) or "")
+        if loss is None or model is None or loss.node not in flow:
+            continue
+        before_loss = nx.ancestors(flow, loss.node) | {loss.node}
+        leading |= before_loss
+        sources = {n for n in before_loss if any(root[v] == root[model] for v in wiring.links[n].values())}
+        after = set(sources).union(*(nx.descendants(flow, n) for n in sources))
+        steps[id_] = BackwardStep(id_, root[model], frozenset(after & before_loss))
+    return Gradients(steps, frozenset(leading))
+
+
+def _flow(wiring: Wiring, nodes: set[str]) -> nx.DiGraph[str]:
+    """The links among ``nodes`` that a gradient can follow."""
+    flow: nx.DiGraph[str] = nx.DiGraph()
+    able = {n for n in nodes if wiring.types[n].options.differentiable}
+    flow.add_nodes_from(able)
+    for id_ in able:
+        for value in wiring.links[id_].values():
+            if value.node in able and wiring.value_types[value].differentiable:
+                flow.add_edge(value.node, id_)
+    return flow
+
+
+def _name(wiring: Wiring, id_: str) -> str:
+    backward = wiring.types[id_].backward
+    return backward.name if backward else ""
+
+
+def model_input(wiring: Wiring, id_: str) -> str | None:
+    return _mutated(wiring, id_, nn.Module)
+
+
+def _mutated(wiring: Wiring, id_: str, python: type) -> str | None:
+    inputs = wiring.types[id_].inputs.values()
+    return next((i.name for i in inputs if i.mutates and i.type.is_a(python)), None)
+
+
+def gradient_faults(wiring: Wiring, found: Gradients, root: dict[Value, Value]) -> list[Fault]:
+    """Losses that no parameter reaches, and optimizers that were made for another model."""
+    faults = []
+    for step in found.steps.values():
+        if not step.path:
+            what = f"the loss has no differentiable way from the parameters of {step.model.node!r}"
+            fix = f"compute it from what {step.model.node!r} makes, or step the model that it depends on"
+            faults.append(Fault(wiring.where(step.node, _name(wiring, step.node)), what, fix))
+        name = _mutated(wiring, step.node, Optimizer)
+        value = wiring.links[step.node].get(name or "")
+        if name is None or value is None:
+            continue
+        maker = root[value].node
+        made_for = [root[v] for v in wiring.links[maker].values() if wiring.value_types[v].is_a(nn.Module)]
+        if made_for and step.model not in made_for:
+            what = f"{maker!r} was made from {made_for[0].node!r}, but the step changes {step.model.node!r}"
+            fix = f"wire an optimizer made from {step.model.node!r}"
+            faults.append(Fault(wiring.where(step.node, name), what, fix))
+    return faults

@@ -1,0 +1,159 @@
+"""The order of a phase: data, then what changes in place, as a borrow checker would have it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+
+import networkx as nx
+
+from sr_pipeline.check import Value, Wiring
+from sr_pipeline.errors import Fault
+from sr_pipeline.plan.gradients import Gradients
+from sr_pipeline.plan.phases import Phase, file_order
+
+_AFTER = {Phase.SETUP: 0, Phase.STEP: 1, Phase.FINISH: 2}
+
+
+def mutators(wiring: Wiring, nodes: set[str]) -> dict[Value, list[str]]:
+    """Each value that is changed in place, and the nodes among ``nodes`` that change it."""
+    found: dict[Value, list[str]] = {}
+    for id_ in wiring.types:
+        for name in wiring.types[id_].mutations:
+            if id_ in nodes and name in wiring.links[id_]:
+                found.setdefault(wiring.links[id_][name], []).append(id_)
+    return found
+
+
+def readers(wiring: Wiring, nodes: set[str]) -> dict[Value, list[str]]:
+    """Each value, and the nodes among ``nodes`` that a link brings it to, in the order of the file."""
+    found: dict[Value, list[str]] = {}
+    for id_ in wiring.types:
+        if id_ in nodes:
+            for value in dict.fromkeys(wiring.links[id_].values()):
+                found.setdefault(value, []).append(id_)
+    return found
+
+
+def mutation_faults(wiring: Wiring, phase: Mapping[str, Phase], nodes: set[str]) -> list[Fault]:
+    """Values changed by two nodes, or read in a later phase than the one that changed them."""
+    faults = []
+    read_by = readers(wiring, nodes)
+    for value, changed_by in mutators(wiring, nodes).items():
+        first, *others = changed_by
+        for other in others:
+            name = _input(wiring, other, value)
+            what = f"{_label(wiring, value)} is changed twice: by {first!r} and by {other!r}"
+            faults.append(Fault(wiring.where(other, name), what, f"chain them: {_changed(wiring, first, value)}"))
+        for reader in read_by[value]:
+            if _AFTER[phase[reader]] > _AFTER[phase[first]] and reader not in changed_by:
+                runs = f"{phase[first]} runs before {phase[reader]}"
+                what = f"reads {_label(wiring, value)} after {first!r} changed it ({runs})"
+                fix = f"read the changed value: {_changed(wiring, first, value)}"
+                faults.append(Fault(wiring.where(reader, _input(wiring, reader, value)), what, fix))
+    return faults
+
+
+def phase_order(
+    wiring: Wiring, phase: Mapping[str, Phase], nodes: set[str], which: Phase, found: Gradients
+) -> tuple[list[str], list[Fault]]:
+    """The order in which the nodes of one phase run, or why there is none.
+
+    Among orders that the edges allow it is the one nearest to the file's.
+    """
+    mine = {n for n in nodes if phase[n] == which}
+    edges: nx.DiGraph[str] = nx.DiGraph()
+    edges.add_nodes_from(mine)
+    edges.add_edges_from((a, b) for a, b in wiring.dag.edges if a in mine and b in mine)
+    rank = file_order(wiring)
+    _add_mutations(edges, wiring, mine, found)
+    if fault := _refusal(edges, wiring):
+        return [], [fault]
+    _add_buffers(edges, wiring, mine, found, rank)
+    if fault := _refusal(edges, wiring):
+        return [], [fault]
+    return list(nx.lexicographical_topological_sort(edges, rank.__getitem__)), []
+
+
+def _add_mutations(edges: nx.DiGraph[str], wiring: Wiring, mine: set[str], found: Gradients) -> None:
+    """For a value v changed by m, and another reader r of v: r before m; and where r lies on the way from the
+    parameters of another backward step to its loss, that step before m too, because its backward pass reads v."""
+    read_by = readers(wiring, mine)
+    for value, changed_by in mutators(wiring, mine).items():
+        m = changed_by[0]
+        for r in read_by[value]:
+            if r == m:
+                continue
+            edges.add_edge(r, m, reader=r, value=value, mutator=m)
+            for step in found.steps.values():
+                if r in step.path and step.node != m and step.node in mine:
+                    edges.add_edge(step.node, m, reader=r, value=value, mutator=m, backward=step.node)
+
+
+def _add_buffers(
+    edges: nx.DiGraph[str], wiring: Wiring, mine: set[str], found: Gradients, rank: Mapping[str, int]
+) -> None:
+    """Training passes over one value change its buffers: one after another in the file's order, then the others."""
+    position = {n: i for i, n in enumerate(nx.lexicographical_topological_sort(edges, rank.__getitem__))}
+    for value, nodes in readers(wiring, mine).items():
+        training = sorted((n for n in nodes if is_training(wiring, n, found)), key=position.__getitem__)
+        if not training:
+            continue
+        edges.add_edges_from(pairwise(training), value=value, buffers=True)
+        for other in nodes:
+            if other not in training and not _changes(wiring, other, value):
+                edges.add_edge(training[-1], other, value=value, buffers=True)
+
+
+def is_training(wiring: Wiring, id_: str, found: Gradients) -> bool:
+    """Whether the node runs its modules in training mode: it asks for it, and its result leads to a loss."""
+    return "training" in wiring.types[id_].injected.values() and id_ in found.leads_to_loss
+
+
+def _changes(wiring: Wiring, id_: str, value: Value) -> bool:
+    return any(wiring.links[id_].get(name) == value for name in wiring.types[id_].mutations)
+
+
+def _refusal(edges: nx.DiGraph[str], wiring: Wiring) -> Fault | None:
+    try:
+        cycle = nx.find_cycle(edges)
+    except nx.NetworkXNoCycle:
+        return None
+    steps = [(a, b, edges.edges[a, b]) for a, b, *_ in cycle]
+    for kind in ("backward", "mutator", "buffers"):
+        for _, b, why in steps:
+            if kind in why:
+                return _explain(wiring, kind, b, why)
+    raise AssertionError("a cycle of data alone was checked before")
+
+
+def _explain(wiring: Wiring, kind: str, later: str, why: dict[str, object]) -> Fault:
+    value = why["value"]
+    assert isinstance(value, Value)
+    if kind == "buffers":
+        what = f"reads {_label(wiring, value)} without training before a training pass over it that depends on it"
+        return Fault(wiring.where(later), what, "read the value that the optimizer step returns")
+    reader, mutator = str(why["reader"]), str(why["mutator"])
+    name = _input(wiring, reader, value)
+    fix = f"wire {reader}.{name} to the changed value, {_changed(wiring, mutator, value)}"
+    if kind == "backward":
+        what = (
+            f"the backward pass of {why['backward']!r} would run after {mutator!r} changed {_label(wiring, value)}, "
+            f"which it reads through {reader!r}"
+        )
+        return Fault(wiring.where(str(why["backward"])), what, f"{fix}, or let one step take the sum of the losses")
+    what = f"reads {_label(wiring, value)}, which {mutator!r} changes, but also depends on the change"
+    return Fault(wiring.where(reader, name), what, fix)
+
+
+def _label(wiring: Wiring, value: Value) -> str:
+    return f"{value.node}.{wiring.types[value.node].outputs[value.output].name}"
+
+
+def _input(wiring: Wiring, id_: str, value: Value) -> str:
+    return next((name for name, v in wiring.links[id_].items() if v == value), "")
+
+
+def _changed(wiring: Wiring, mutator: str, value: Value) -> str:
+    name = _input(wiring, mutator, value)
+    return f'["{mutator}", {wiring.types[mutator].mutations.get(name, 0)}]'

@@ -1,0 +1,91 @@
+"""The nodes that a graph may name: a value that is passed around, filled from packs."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sr_pipeline.errors import NodeDeclarationError, UsageError
+from sr_pipeline.node import NodeType, node_type
+
+PACKS = "sr_pipeline.packs"
+
+
+class Registry(Mapping[str, NodeType]):
+    """Node types by name. Never changed once made; ``with_nodes`` gives a larger one."""
+
+    def __init__(self, nodes: Iterable[Callable[..., Any]] = ()) -> None:
+        """Read the marked functions ``nodes``.
+
+        Raises:
+            NodeDeclarationError: one of them cannot be a node, or two share a name.
+        """
+        self._types: dict[str, NodeType] = {}
+        for target in nodes:
+            made = node_type(target)
+            known = self._types.get(made.name)
+            if known is not None and known.function is not target:
+                raise NodeDeclarationError(made.where, f"the name {made.name!r} is taken by {known.where}", "rename it")
+            self._types[made.name] = made
+
+    def __getitem__(self, name: str) -> NodeType:
+        return self._types[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._types)
+
+    def __len__(self) -> int:
+        return len(self._types)
+
+    def with_nodes(self, nodes: Iterable[Callable[..., Any]]) -> Registry:
+        """This registry and ``nodes``; this one is unchanged."""
+        return Registry([*(t.function for t in self.values()), *nodes])
+
+
+def load_packs(extra: Iterable[str] = ()) -> Registry:
+    """The nodes of all installed packs, and of ``extra``: module names or paths of .py files.
+
+    Raises:
+        UsageError: an extra pack cannot be found.
+        NodeDeclarationError: a node is faulty or its name is taken.
+    """
+    installed = [importlib.import_module(point.value) for point in entry_points(group=PACKS)]
+    return Registry(f for module in [*installed, *map(_import_pack, extra)] for f in nodes_of(module))
+
+
+def nodes_of(module: ModuleType) -> list[Callable[..., Any]]:
+    """The functions marked ``@node`` that a module, or any module of a package, defines."""
+    modules = [module]
+    if hasattr(module, "__path__"):
+        names = (m.name for m in pkgutil.walk_packages(module.__path__, f"{module.__name__}."))
+        modules += [importlib.import_module(name) for name in names]
+    return [
+        value
+        for m in modules
+        for value in vars(m).values()
+        if callable(value) and "__node__" in getattr(value, "__dict__", {}) and value.__module__ == m.__name__
+    ]
+
+
+def _import_pack(name: str) -> ModuleType:
+    path = Path(name)
+    if path.suffix != ".py":
+        if importlib.util.find_spec(name.partition(".")[0]) is None:
+            raise UsageError(f"--pack {name}", "no such module", "give an importable name or the path of a .py file")
+        return importlib.import_module(name)
+    if not path.is_file():
+        raise UsageError(f"--pack {name}", "no such file", "give an importable name or the path of a .py file")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # worker processes and pickles find its classes by this name
+    spec.loader.exec_module(module)
+    return module
