@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from sr_nodes.assets import graphs
 
+from sr_nodes.assets import graphs
 from sr_pipeline.check import with_settings
 from sr_pipeline.events import read_metrics
 from sr_pipeline.graph import Graph

@@ -1,0 +1,323 @@
+"""Photographs to train on, the stream of crops, and pairs to validate on."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, overload
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from sr_nodes.assets import resolve
+from sr_nodes.degradation import bicubic
+from sr_nodes.pictures import (
+    CPU,
+    UnreadablePicture,
+    decoded_bytes,
+    find_pictures,
+    read_picture,
+    read_pictures,
+    to_image,
+)
+from sr_nodes.types import Image
+from sr_pipeline.node import node
+from sr_pipeline.sockets import SILENT, Device, Report, Seed, SeedSource, Start
+
+UNSEEDED = SeedSource()
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+@dataclass(frozen=True, eq=False)
+class Photos(Sequence[Tensor]):
+    """Photographs: item i is uint8 RGB [3, H, W], from memory or read at each access. It can be pickled.
+
+    Reading one that has gone since it was found raises UnreadablePicture, which names it.
+    """
+
+    folder: Path
+    names: tuple[str, ...]
+    """Paths below the folder."""
+    sizes: tuple[tuple[int, int], ...]
+    """Height and width of each."""
+    pixels: tuple[Tensor, ...] | None = None
+    """All of them decoded, or None where they are read at each access."""
+
+    @property
+    def in_memory(self) -> bool:
+        return self.pixels is not None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> Photos: ...
+    def __getitem__(self, index: int | slice) -> Tensor | Photos:
+        if isinstance(index, slice):
+            pixels = self.pixels and self.pixels[index]
+            return Photos(self.folder, self.names[index], self.sizes[index], pixels)
+        return self.pixels[index] if self.pixels is not None else read_picture(self.folder / self.names[index])
+
+
+@node(category="data")
+def photographs(
+    folder: str = "sr_nodes:samples/train",
+    memory_gb: Annotated[float, Field(gt=0)] = 8.0,
+    report: Report = SILENT,
+) -> Photos:
+    """The photographs of a folder and of the folders in it, in the order of their names.
+
+    Each is decoded once, here: a damaged file is warned of by name now, rather than ending a run at step 80,000.
+
+    Args:
+        folder: a folder of pictures; sr_nodes:NAME is one that travels with the pack.
+        memory_gb: the photographs are kept in memory if they need at most this many GB (1e9 bytes), at 3 bytes a
+            pixel; otherwise each is read again at each use, which is what the workers of random_crops are for.
+
+    Raises:
+        ValueError: there is no such folder, it holds no picture, or none of them can be read.
+    """
+    root = resolve(folder)
+    paths = find_pictures(root)
+    keep = sum(map(decoded_bytes, paths)) <= memory_gb * 1e9
+
+    def examine(pixels: Tensor) -> tuple[tuple[int, int], Tensor | None]:
+        return (pixels.shape[1], pixels.shape[2]), pixels if keep else None
+
+    names: list[str] = []
+    good: list[tuple[tuple[int, int], Tensor | None]] = []
+    bad: list[UnreadablePicture] = []
+    for path, result in zip(paths, read_pictures(paths, examine, report.progress), strict=True):
+        if isinstance(result, UnreadablePicture):
+            bad.append(result)
+            continue
+        names.append(path.relative_to(root).as_posix())
+        good.append(result)
+    if not good:
+        reasons = "; ".join(map(str, bad[:3]))
+        raise ValueError(f"none of the {len(bad)} pictures in {str(root)!r} can be read: {reasons}")
+    for error in bad:
+        report.warning(f"left out: {error}")
+    pixels = tuple(pixels for _, pixels in good if pixels is not None)
+    return Photos(root, tuple(names), tuple(size for size, _ in good), pixels if keep else None)
+
+
+@node(category="data")
+def random_crops(
+    photos: Photos,
+    size: Annotated[int, Field(ge=1)] = 96,
+    batch: Annotated[int, Field(ge=1)] = 16,
+    steps: Annotated[int, Field(ge=1)] = 1_000_000,
+    flips: bool = True,
+    rotations: bool = True,
+    workers: Annotated[int, Field(ge=0)] = 0,
+    start: Start = 0,
+    seed: Seed = UNSEEDED,
+    device: Device = CPU,
+) -> Iterator[Image]:
+    """A stream of batches of square crops at random places, each an Image [batch, 3, size, size].
+
+    Batch i depends on the run's seed, this node's id and i alone: not on the number of workers, nor on where the
+    run started. The crops of a batch come from distinct photographs; where the batch is larger than their number,
+    each gives as many crops as any other, or one more. The place in the photograph is uniform.
+
+    Source: SRGAN (Ledig et al., 2017), section 3.2: 16 crops of 96x96 from distinct images.
+
+    Args:
+        photos: what to cut from.
+        size: side of a crop in pixels; a multiple of the scale.
+        batch: crops a step.
+        steps: the length of the stream, which is the length of the whole run.
+        flips: mirror each crop left to right with probability 1/2.
+        rotations: turn each crop by 0, 90, 180 or 270 degrees, with probability 1/4 each.
+        workers: processes that cut ahead; 0 cuts in this one. Worth it for photographs that are not in memory.
+
+    Raises:
+        ValueError: a photograph is smaller than a crop.
+    """
+    _check_sizes(photos, size)
+    batches = _Batches(photos, size, batch, flips, rotations, seed)
+    for pixels in _read(batches, range(start, steps), workers):
+        # The 8-bit pixels travel, a quarter of the bytes; pinned, their copy does not wait for the device.
+        sent = pixels.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else pixels.to(device)
+        yield to_image(sent)
+
+
+def _check_sizes(photos: Photos, size: int) -> None:
+    small = [
+        f"{name} ({width}x{height})"
+        for name, (height, width) in zip(photos.names, photos.sizes, strict=True)
+        if min(height, width) < size
+    ]
+    if small:
+        shown = ", ".join(small[:5]) + (f" and {len(small) - 5} more" if len(small) > 5 else "")
+        raise ValueError(f"smaller than a crop of {size}x{size}: {shown}; remove them, or make size smaller")
+
+
+@dataclass(frozen=True, eq=False)
+class _Batches(Dataset[Tensor]):
+    """Item i is batch i of the stream, uint8 [batch, 3, size, size]."""
+
+    photos: Photos
+    size: int
+    batch: int
+    flips: bool
+    rotations: bool
+    seed: SeedSource
+
+    def __getitem__(self, index: int) -> Tensor:
+        rng = self.seed.rng(index)
+        order = torch.randperm(len(self.photos), generator=rng)
+        chosen = order[torch.arange(self.batch) % len(order)].tolist()
+        draws = torch.rand(self.batch, 4, generator=rng, dtype=torch.float64).tolist()
+        crops = np.empty((self.batch, 3, self.size, self.size), np.uint8)
+        for crop, photo, draw in zip(crops, chosen, draws, strict=True):
+            crop[...] = self._cut(self.photos[photo].numpy(), *draw)
+        return torch.from_numpy(crops)
+
+    def _cut(self, photo: Pixels, down: float, right: float, mirror: float, turn: float) -> Pixels:
+        """A view of the photograph; the four numbers are uniform in [0, 1)."""
+        top = int(down * (photo.shape[1] - self.size + 1))
+        left = int(right * (photo.shape[2] - self.size + 1))
+        crop = photo[:, top : top + self.size, left : left + self.size]
+        if self.flips and mirror < 0.5:
+            crop = crop[:, :, ::-1]
+        return np.rot90(crop, int(4 * turn), axes=(1, 2)) if self.rotations else crop
+
+
+def _read(batches: _Batches, positions: range, workers: int) -> Iterator[Tensor]:
+    if not workers:
+        return map(batches.__getitem__, positions)
+    with _interrupts_held(), warnings.catch_warnings():
+        # Python warns of fork beside threads, and torch of more workers than cores: neither is the user's to mend.
+        warnings.simplefilter("ignore")
+        loader = DataLoader(
+            batches,
+            batch_size=None,
+            sampler=positions,
+            num_workers=workers,
+            worker_init_fn=_leave_interrupts_to_the_run,
+            generator=torch.Generator(),  # its own, so that the global one does not move
+        )
+        return iter(loader)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Processes started in here do not get Ctrl-C, from their first moment on: it is the run's, which ends them."""
+    if sys.platform == "win32":  # which cannot hold a signal: there the worker's own first act must do
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _leave_interrupts_to_the_run(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class Pair(NamedTuple):
+    """One picture to measure on: each an Image of batch 1, [1, 3, h, w] and [1, 3, scale * h, scale * w]."""
+
+    name: str
+    lr: Tensor
+    hr: Tensor
+
+
+class Pairs(tuple[Pair, ...]):
+    """The pictures of a test set, in the order of their names."""
+
+
+@node(category="data")
+def image_pairs(
+    folder: str = "sr_nodes:samples/test",
+    scale: Annotated[int, Field(ge=2, le=8)] = 4,
+    crop: Annotated[int, Field(ge=0)] = 0,
+    device: Device = CPU,
+    report: Report = SILENT,
+) -> Pairs:
+    """LR and HR pictures of a test set.
+
+    Where the folder holds files NAME_LR and NAME_HR, those are the pairs, and other files are passed over.
+    Otherwise every picture is an HR, cut at the right and the bottom to a multiple of scale, and its LR is made by
+    ``bicubic`` with rounding to 8 bits, as a file would be.
+
+    Args:
+        folder: a folder of pictures; sr_nodes:NAME is one that travels with the pack.
+        scale: HR's size over LR's.
+        crop: 0 for whole pictures; otherwise the side, in HR pixels, of the square cut from the middle of each,
+            rounded down to a multiple of scale.
+
+    Raises:
+        ValueError: there is no such folder, it holds no picture, one of them cannot be read (a figure over part of a
+            test set is not that set's figure), an LR or HR has no partner, or their sizes do not agree with scale.
+    """
+    if 0 < crop < scale:
+        raise ValueError(f"crop is {crop} pixels, less than one LR pixel at scale {scale}; use 0 for whole pictures")
+    root = resolve(folder)
+    paths = find_pictures(root)
+    files = _partners(root, paths) or [(None, path) for path in paths]
+    pairs: list[Pair] = []
+    for lr_path, hr_path in files:
+        hr = to_image(read_picture(hr_path).to(device))
+        name = hr_path.relative_to(root).with_suffix("").as_posix()
+        if lr_path is None:
+            hr = _cut_hr(hr, scale, crop, hr_path)
+            pairs.append(Pair(name, bicubic(hr, scale, eight_bit=True), hr))
+        else:
+            lr = to_image(read_picture(lr_path).to(device))
+            _check_pair(lr, hr, scale, lr_path, hr_path)
+            pairs.append(Pair(name.removesuffix("_HR"), *_cut_pair(lr, hr, scale, crop)))
+        report.progress(len(pairs), len(files))
+    return Pairs(pairs)
+
+
+def _partners(root: Path, paths: list[Path]) -> list[tuple[Path | None, Path]]:
+    """The LR and HR files, in the order of their names; none if the folder has no LR file."""
+    lr = {path.with_name(path.stem.removesuffix("_LR")): path for path in paths if path.stem.endswith("_LR")}
+    hr = {path.with_name(path.stem.removesuffix("_HR")): path for path in paths if path.stem.endswith("_HR")}
+    alone = sorted((lr | hr)[key].relative_to(root).as_posix() for key in lr.keys() ^ hr.keys())
+    if lr and alone:
+        raise ValueError(f"no partner beside {', '.join(alone)} in {str(root)!r}; each NAME_LR needs a NAME_HR")
+    return [(lr[key], hr[key]) for key in sorted(lr)]
+
+
+def _cut_hr(hr: Tensor, scale: int, crop: int, path: Path) -> Tensor:
+    height, width = (min(side, crop or side) // scale * scale for side in hr.shape[2:])
+    if not height or not width:
+        raise ValueError(f"{path} has {_size(hr)} pixels, less than one LR pixel at scale {scale}; remove it")
+    top, left = ((hr.shape[2] - height) // 2, (hr.shape[3] - width) // 2) if crop else (0, 0)
+    return hr[:, :, top : top + height, left : left + width].contiguous()
+
+
+def _check_pair(lr: Tensor, hr: Tensor, scale: int, lr_path: Path, hr_path: Path) -> None:
+    if hr.shape[2:] != (scale * lr.shape[2], scale * lr.shape[3]):
+        raise ValueError(
+            f"{hr_path} has {_size(hr)} pixels and {lr_path.name} {_size(lr)}: not {scale} times as many a side; "
+            "set scale, or use a folder of pairs of this scale alone"
+        )
+
+
+def _cut_pair(lr: Tensor, hr: Tensor, scale: int, crop: int) -> tuple[Tensor, Tensor]:
+    height, width = (min(side, crop // scale or side) for side in lr.shape[2:])
+    top, left = (lr.shape[2] - height) // 2, (lr.shape[3] - width) // 2
+    small = lr[:, :, top : top + height, left : left + width]
+    large = hr[:, :, scale * top : scale * (top + height), scale * left : scale * (left + width)]
+    return small.contiguous(), large.contiguous()
+
+
+def _size(image: Tensor) -> str:
+    return f"{image.shape[3]}x{image.shape[2]}"

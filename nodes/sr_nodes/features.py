@@ -1,0 +1,166 @@
+"""VGG-19's feature maps, and the content loss on them."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sr_nodes.assets import resolve
+from sr_nodes.losses import Reduction, Weight, check_same_shape
+from sr_nodes.modules import CPU, check_fits, read_safetensors
+from sr_nodes.types import FeatureNet, Image
+from sr_pipeline.node import node
+from sr_pipeline.sockets import Device, Loss
+
+Layer = Literal[
+    "11", "12", "21", "22", "31", "32", "33", "34", "41", "42", "43", "44", "51", "52", "53", "54"
+]  # fmt: skip
+
+_BLOCKS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))
+"""Channels and convolutions before each max-pool."""
+_RESCALE = 12.75
+"""The paper divides feature maps by it, so that their squared error is of the size of an MSE's."""
+
+# What torch.load raises for one or another file that is none of its own.
+_UNREADABLE = (pickle.UnpicklingError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+
+
+class VGG19Features(FeatureNet):
+    """VGG-19 (Simonyan and Zisserman, 2014) up to the ReLU after the j-th convolution before the i-th max-pool.
+
+    RGB [B, 3, H, W] in [0, 1], normalised inside by ImageNet's mean and deviation, to [B, C, h, w], with C = 64, 128,
+    256, 512, 512 for i = 1 to 5 and h, w halved i - 1 times, rounded down. Nothing trains it: always in eval mode,
+    and no parameter asks for a gradient; gradients pass through to the image.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, layer: Layer, weights: Mapping[str, Tensor], where: str = "the given mapping") -> None:
+        """``weights`` are by torchvision's names, or the bundled file's; those of later layers are left alone."""
+        super().__init__()
+        self.least_side = 2 ** (int(layer[0]) - 1)
+        with torch.device("meta"):  # the weights are given, so that none need be drawn
+            self.features = nn.Sequential(*_layers(layer))
+        needed = self.state_dict()
+        found = _decoded(weights, needed, where)
+        check_fits(needed, found, where)
+        self.load_state_dict(found, assign=True)
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in eval mode."""
+        return super().train(False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        if min(image.shape[-2:]) < self.least_side:
+            raise ValueError(
+                f"the image is {image.shape[-2]} x {image.shape[-1]}, and this layer needs {self.least_side} pixels a "
+                "side; use larger crops or an earlier layer"
+            )
+        features: Tensor = self.features((image - self.mean) / self.std)
+        return features
+
+
+def _layers(layer: Layer) -> list[nn.Module]:
+    block, convolutions = int(layer[0]), int(layer[1])
+    layers: list[nn.Module] = []
+    inputs = 3
+    for i, (channels, full) in enumerate(_BLOCKS[:block], start=1):
+        for _ in range(full if i < block else convolutions):
+            # Not in place: it would not be faster, and it would overwrite what somebody may have kept.
+            layers += [nn.Conv2d(inputs, channels, 3, padding=1), nn.ReLU()]
+            inputs = channels
+        if i < block:
+            layers.append(nn.MaxPool2d(2))
+    return layers
+
+
+@node(category="features")
+def vgg19(
+    layer: Layer = "54", weights: str = "sr_nodes:weights/vgg19_features_8bit.safetensors", device: Device = CPU
+) -> FeatureNet:
+    """VGG-19's feature map "ij": after the ReLU of the j-th convolution before the i-th max-pool (SRGAN, 2.2.1).
+
+    "54" is relu5_4, 512 channels, torchvision's features[:36]; "22" is relu2_2. The bundled weights are Oxford's own
+    in 8 bits, not torchvision's training, so values differ from public codes'. Raises a ValueError for a file that is
+    missing, damaged, or without the convolutions that the layer needs.
+
+    Args:
+        layer: which feature map.
+        weights: the bundled file, "torchvision" to fetch torchvision's, or a .safetensors or .pth file in its layout.
+    """
+    stored = _fetch() if weights == "torchvision" else _read(resolve(weights))
+    return VGG19Features(layer, stored, weights).to(device)
+
+
+def _fetch() -> Mapping[str, Tensor]:
+    from torchvision.models import VGG19_Weights  # a second to import, and only for this
+
+    try:
+        tensors: Mapping[str, Tensor] = VGG19_Weights.IMAGENET1K_V1.get_state_dict(
+            progress=False, check_hash=True, weights_only=True
+        )
+    except _UNREADABLE as error:
+        url = VGG19_Weights.IMAGENET1K_V1.url
+        raise ValueError(f"{url} cannot be fetched ({error}); use the bundled weights, or give the file") from error
+    return tensors
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if path.suffix != ".pth" or not path.is_file():
+        return read_safetensors(path)[0]
+    try:
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        raise ValueError(f"{path} cannot be read as a dictionary of tensors ({error}); give a .safetensors") from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{path} holds a {type(loaded).__name__}; give a dictionary of tensors")
+    return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
+
+
+def _decoded(stored: Mapping[str, Tensor], names: Iterable[str], where: str) -> dict[str, Tensor]:
+    """The named tensors as float32: as stored, or looked up in an 8-bit codebook (``N.table[N.codes]``)."""
+    found = {}
+    for name in names:
+        stem = name.removesuffix(".weight")
+        if name in stored:
+            found[name] = stored[name].float()
+        elif f"{stem}.codes" in stored and f"{stem}.table" in stored:
+            table, codes = stored[f"{stem}.table"], stored[f"{stem}.codes"]
+            if table.shape != (256,) or codes.dtype != torch.uint8:
+                raise ValueError(f"{stem} in {where} is no table of 256 with uint8 codes; use the bundled file")
+            found[name] = table.float()[codes.int()]
+    return found
+
+
+@node(category="loss")
+def vgg_loss(vgg: FeatureNet, sr: Image, hr: Image, reduction: Reduction = "sum", weight: Weight = 1.0) -> Loss:
+    """Content loss on feature maps: their squared difference, each RGB image in [0, 1], [B, 3, H, W].
+
+    weight / (w h) * sum over C, h, w of ((phi(sr) - phi(hr)) / 12.75)^2, mean over the batch: SRGAN eq. 5, which does
+    not divide by the channels; "mean" does, as public codes do, and is C (512 for VGG54) times smaller. Features that
+    differ by 1 everywhere give 0.00615 with "mean", the paper's "approximately 0.006". No gradient goes to ``hr``.
+    Raises a ValueError for images of different shapes.
+
+    Args:
+        vgg: the feature network.
+        sr: the generator's image.
+        hr: the image it should be.
+        reduction: over channels, the paper's sum or the mean.
+        weight: factor of the loss.
+    """
+    check_same_shape(sr, hr)
+    with torch.no_grad():
+        wanted = vgg(hr)
+    found = vgg(sr)
+    channels = found.shape[1] if reduction == "sum" else 1
+    return weight * channels / _RESCALE**2 * F.mse_loss(found, wanted)

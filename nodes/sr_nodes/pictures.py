@@ -1,0 +1,253 @@
+"""Picture files: every kind that people have is read to 8-bit RGB, and nothing is left half written."""
+
+from __future__ import annotations
+
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import PIL.Image
+import torch
+from PIL import ImageCms, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from sr_nodes.assets import resolve
+from sr_nodes.types import Image
+from sr_pipeline.node import node
+from sr_pipeline.sockets import Device
+
+T = TypeVar("T")
+
+CPU = torch.device("cpu")
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif"})
+_SAVED_AS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "PNG": {},
+    "JPEG": {"quality": 95, "subsampling": "4:4:4"},
+    "WEBP": {"lossless": True},
+}
+# What Pillow's decoders raise for bytes that are no picture, beside OSError.
+_DAMAGE = (
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
+
+
+class UnreadablePicture(ValueError):  # noqa: N818 - it names what was met
+    """A picture file that cannot be read; its text names the file and says why."""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    # The filters belong to the process: never enter this from several threads at once.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def read_picture(path: Path) -> Tensor:
+    """The first frame of a picture file, uint8 RGB [3, H, W].
+
+    The EXIF orientation is applied; transparency is put on white; 16-bit gray is divided by 257 and rounded; an
+    embedded colour profile (CMYK, Display P3, Adobe RGB) is converted to sRGB.
+
+    Raises:
+        UnreadablePicture: it is missing, empty, a folder, not a picture, truncated, damaged, too large, or holds
+            numbers that have no white (floating point, 32 bits).
+    """
+    with _quiet():
+        return _decode(path)
+
+
+def read_pictures(
+    paths: Sequence[Path], use: Callable[[Tensor], T], progress: Callable[[int, int], None]
+) -> list[T | UnreadablePicture]:
+    """``use`` of each picture, in the order of ``paths``, read by threads; an unreadable one's error in its place."""
+
+    def attempt(path: Path) -> T | UnreadablePicture:
+        try:
+            return use(_decode(path))
+        except UnreadablePicture as error:
+            return error
+
+    results: list[T | UnreadablePicture] = []
+    with _quiet(), ThreadPoolExecutor() as pool:
+        for result in pool.map(attempt, paths):
+            results.append(result)
+            progress(len(results), len(paths))
+    return results
+
+
+def decoded_bytes(path: Path) -> int:
+    """The size in memory of a picture once decoded, by its header; 0 for one without a readable header."""
+    try:
+        with _quiet(), PIL.Image.open(path) as picture:
+            return 3 * picture.width * picture.height
+    except (OSError, PIL.Image.DecompressionBombError, *_DAMAGE):
+        return 0
+
+
+def _decode(path: Path) -> Tensor:
+    try:
+        with PIL.Image.open(path) as picture:
+            picture.load()
+            array = _rgb(ImageOps.exif_transpose(picture))
+    except PIL.Image.DecompressionBombError as error:
+        raise UnreadablePicture(f"{path}: too large: {error}") from error
+    except UnidentifiedImageError as error:
+        reason = "not a picture, or of a kind unknown to Pillow" if path.stat().st_size else "the file is empty"
+        raise UnreadablePicture(f"{path}: {reason}") from error
+    except OSError as error:
+        raise UnreadablePicture(f"{path}: {error.strerror or f'damaged or truncated: {error}'}") from error
+    except _DAMAGE as error:
+        raise UnreadablePicture(f"{path}: damaged or unsupported: {error}") from error
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+
+
+def _rgb(picture: PIL.Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """[H, W, 3]."""
+    if picture.mode == "F":
+        raise ValueError("floating-point pixels, which have no agreed white; save it as 8 or 16 bits")
+    if picture.mode.startswith("I"):
+        return _from_16_bit(picture)
+    if picture.has_transparency_data:
+        picture = _on_white(picture)
+    if picture.mode != "CMYK":
+        picture = picture.convert("RGB")
+    return np.array(_through_profile(picture).convert("RGB"))
+
+
+def _on_white(picture: PIL.Image.Image) -> PIL.Image.Image:
+    picture = picture.convert("RGBA")
+    opaque = PIL.Image.alpha_composite(PIL.Image.new("RGBA", picture.size, "white"), picture)
+    opaque.info = {key: value for key, value in picture.info.items() if key != "transparency"}
+    return opaque
+
+
+def _from_16_bit(picture: PIL.Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    gray = np.asarray(picture).astype(np.int64)
+    if gray.min() < 0 or gray.max() > 65535:
+        raise ValueError(f"32-bit pixels from {gray.min()} to {gray.max()}; save it as 8 or 16 bits")
+    eight = ((gray + 128) // 257).astype(np.uint8)
+    return np.repeat(eight[:, :, None], 3, axis=2)
+
+
+def _through_profile(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """The picture in sRGB, where it says in a readable way that it is in something else."""
+    profile = picture.info.get("icc_profile")
+    if not profile:
+        return picture
+    try:
+        source = ImageCms.ImageCmsProfile(BytesIO(profile))
+        if "sRGB" in ImageCms.getProfileDescription(source):
+            return picture
+        converted = ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError):
+        return picture
+    return converted or picture
+
+
+def find_pictures(folder: Path) -> list[Path]:
+    """Every picture file below a folder, by suffix, sorted; hidden files and folders are passed over.
+
+    Raises:
+        ValueError: there is no such folder, or it holds no picture.
+    """
+    if not folder.is_dir():
+        found = "is a file" if folder.exists() else "does not exist"
+        raise ValueError(f"the folder {str(folder)!r} {found}; give a folder of pictures")
+    inside = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    names = sorted(name for name in inside if not any(part.startswith(".") for part in name.parts))
+    paths = [folder / name for name in names if not (folder / name).is_dir()]
+    if not paths:
+        raise ValueError(f"the folder {str(folder)!r} holds no picture ({' '.join(sorted(SUFFIXES))})")
+    return paths
+
+
+def to_image(pixels: Tensor) -> Image:
+    """8-bit pixels [3, H, W] or [B, 3, H, W] as an Image in [0, 1], [B, 3, H, W].
+
+    >>> to_image(torch.tensor([0, 51, 255], dtype=torch.uint8).view(3, 1, 1)).flatten()
+    tensor([0.0000, 0.2000, 1.0000])
+    """
+    image = pixels.to(torch.float32).div_(255)
+    return image if image.ndim == 4 else image.unsqueeze(0)
+
+
+def to_uint8(image: Tensor) -> Tensor:
+    """A picture in [0, 1] as 8-bit pixels of its shape: clamped, and rounded to the nearest (a half to even).
+
+    >>> to_uint8(torch.tensor([-1.0, 0.2, 0.999, 7.0]))
+    tensor([  0,  51, 255, 255], dtype=torch.uint8)
+    """
+    return image.detach().clamp(0, 1).mul(255).round().to(torch.uint8)
+
+
+def write_png(path: Path, pixels: Tensor) -> None:
+    """Write uint8 [3, H, W] as PNG: beside its place, then renamed, so that no reader sees half a file."""
+    write_picture(path, from_uint8(pixels))
+
+
+def from_uint8(pixels: Tensor) -> PIL.Image.Image:
+    """8-bit pixels [3, H, W] as a Pillow picture."""
+    return PIL.Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
+
+
+def write_picture(path: Path, picture: PIL.Image.Image) -> None:
+    """Write PNG, JPEG (quality 95, 4:4:4) or WebP (lossless) by the suffix: beside its place, then renamed.
+
+    Raises:
+        ValueError: another suffix.
+    """
+    kind = saved_as(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        picture.save(beside, format=kind, **_OPTIONS[kind])
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def saved_as(path: Path) -> str:
+    """Pillow's name of the format that a suffix asks for.
+
+    Raises:
+        ValueError: it is none of those written.
+    """
+    kind = _SAVED_AS.get(path.suffix.lower())
+    if kind is None:
+        raise ValueError(f"{path.name!r} has the suffix {path.suffix!r}; write one of {' '.join(_SAVED_AS)}")
+    return kind
+
+
+@node(category="images")
+def load_image(path: str, device: Device = CPU) -> Image:
+    """One picture file as an Image [1, 3, H, W]: 8-bit sRGB divided by 255.
+
+    The EXIF orientation is applied, transparency is put on white, 16-bit gray is rounded to 8 bits, CMYK and wide
+    colour profiles are converted to sRGB, and of several frames the first is read.
+
+    Args:
+        path: the file, or sr_nodes:NAME for one that travels with the pack.
+
+    Raises:
+        UnreadablePicture: it is missing, empty, not a picture, truncated or too large; a ValueError.
+    """
+    return to_image(read_picture(resolve(path)).to(device))

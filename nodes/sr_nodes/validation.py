@@ -1,0 +1,39 @@
+"""Validation inside training: the figures of the generator as it is now."""
+
+from __future__ import annotations
+
+import torch
+
+from sr_nodes.data import Pairs
+from sr_nodes.generators import generate
+from sr_nodes.metrics import psnr
+from sr_nodes.types import Generator, Metrics
+from sr_pipeline.node import node
+from sr_pipeline.sockets import SILENT, Every, Report
+
+
+@node(category="metrics", output=True)
+def validate(generator: Generator, pairs: Pairs, every: Every = 5000, report: Report = SILENT) -> Metrics:
+    """PSNR of the generator's SR over a test set: psnr_y and psnr_rgb in dB, each the mean over the pairs.
+
+    Each as ``psnr`` defines it, with a border of the generator's scale. The generator runs in eval mode without
+    gradients, one whole picture at a time; its weights, running statistics and mode are left as they were.
+
+    Args:
+        generator: the model to measure.
+        pairs: the test set, from image_pairs.
+        every: measure at each n-th step and after the last; 0 is after the last only.
+
+    Raises:
+        ValueError: an SR and its HR differ in size: the pairs are of another scale than the generator.
+    """
+    totals = {"psnr_y": 0.0, "psnr_rgb": 0.0}
+    for pair in pairs:
+        with torch.no_grad():
+            sr = generate(generator, pair.lr)
+        totals["psnr_y"] += psnr(sr, pair.hr, "y", border=generator.scale)
+        totals["psnr_rgb"] += psnr(sr, pair.hr, "rgb", border=generator.scale)
+    means = {name: total / len(pairs) for name, total in totals.items()}
+    for name, value in means.items():
+        report.scalar(name, value)
+    return means

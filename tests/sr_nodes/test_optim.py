@@ -1,0 +1,267 @@
+"""Optimizers, rates and steps: against a loop written by hand, and changing nothing but what they should."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from sr_nodes.optim import adam, adamw, copy_model, cosine_schedule, ema, optimizer_step, step_schedule
+from sr_pipeline.node import node_type
+from sr_pipeline.sockets import Reporter
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.PReLU(), nn.Linear(4, 1))
+
+
+def batch(seed: int = 0) -> Tensor:
+    return torch.rand(8, 3, generator=rng(seed))
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def loss_of(model: nn.Module, seed: int = 0) -> Tensor:
+    value: Tensor = (model(batch(seed)) - 1).square().mean()
+    return value
+
+
+class Heard(Reporter):
+    """Keeps the warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+OPTIONS: dict[str, Any] = {"learning_rate": 0.01, "beta1": 0.8, "beta2": 0.95, "eps": 1e-6, "weight_decay": 0.1}
+
+
+@pytest.mark.parametrize(("make", "library"), [(adam, torch.optim.Adam), (adamw, torch.optim.AdamW)])
+def test_steps_are_those_of_a_loop_written_by_hand(make: Any, library: Any) -> None:
+    model, by_hand = network(), network()
+    ours = make(model, **OPTIONS)
+    theirs = library(by_hand.parameters(), lr=0.01, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1)
+    for step in range(5):
+        with torch.enable_grad():
+            loss = loss_of(model, step)
+        with torch.no_grad():
+            stepped = optimizer_step(loss, model, ours, step=step)
+        assert stepped.model is model
+        assert stepped.optimizer is ours
+        theirs.zero_grad()
+        torch.autograd.backward(loss_of(by_hand, step))
+        theirs.step()
+        assert same(state(model), state(by_hand))
+
+
+@pytest.mark.parametrize(("make", "decay"), [(adam, 0.0), (adamw, 0.01)])
+def test_defaults_are_the_papers(make: Any, decay: float) -> None:
+    (group,) = make(network()).param_groups
+    assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (1e-4, (0.9, 0.999), 1e-8, decay)
+
+
+def test_adams_first_step_is_the_learning_rate_whatever_the_gradient() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    before = model.weight.item()
+    optimizer_step(1000 * model.weight.sum(), model, adam(model, learning_rate=0.5))
+    assert model.weight.item() == pytest.approx(before - 0.5, abs=1e-6)
+
+
+def test_only_parameters_that_ask_for_a_gradient_are_trained() -> None:
+    model = network()
+    model[0].requires_grad_(False)
+    before = state(model)
+    optimizer_step(loss_of(model), model, adamw(model, weight_decay=0.5))
+    changed = {name for name, tensor in model.named_parameters() if not torch.equal(tensor, before[name])}
+    assert changed == {"1.weight", "1.bias", "2.weight", "3.weight", "3.bias"}
+    with pytest.raises(ValueError, match="Sequential has no parameter to train; wire a model that is not"):
+        adam(copy_model(model))
+
+
+def test_a_given_learning_rate_is_of_every_group_from_this_step_on() -> None:
+    model = network()
+    groups: list[dict[str, Any]] = [{"params": model[0].parameters()}, {"params": model[3].parameters(), "lr": 9.0}]
+    optimizer = torch.optim.SGD(groups, lr=1)
+    optimizer_step(loss_of(model), model, optimizer, learning_rate=0.25)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
+
+
+def test_a_learning_rate_kept_as_a_tensor_stays_that_tensor() -> None:
+    model = network()
+    rate = torch.tensor(1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    before = state(model)
+    gradients = torch.autograd.grad(loss_of(model), list(model.parameters()))
+    optimizer_step(loss_of(model), model, optimizer, learning_rate=0.25)
+    assert optimizer.param_groups[0]["lr"] is rate
+    for (name, parameter), gradient in zip(model.named_parameters(), gradients, strict=True):
+        assert torch.allclose(parameter, before[name] - 0.25 * gradient, atol=1e-7)
+
+
+def test_no_gradient_leaks_in_or_out() -> None:
+    model, clean, crossed = network(), network(), nn.Linear(1, 1)
+    optimizer, reference = adam(model), adam(clean)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e3)
+    optimizer_step(crossed(model(batch())).mean(), model, optimizer)
+    optimizer_step(crossed(clean(batch())).mean(), clean, reference)
+    assert same(state(model), state(clean))
+    assert all(p.grad is None for net in (model, crossed) for p in net.parameters())
+
+
+def test_a_crossed_models_gradients_are_not_touched() -> None:
+    model, crossed = network(), nn.Linear(1, 1)
+    kept = torch.ones(1, 1)
+    crossed.weight.grad = kept
+    optimizer_step(crossed(model(batch())).mean(), model, adam(model))
+    assert crossed.weight.grad is kept
+    assert kept.item() == 1
+
+
+def test_two_backward_passes_over_one_forward_pass() -> None:
+    first, second = nn.Linear(3, 2), nn.Linear(2, 1)
+    shared = first(batch()).tanh()
+    optimizer_step(second(shared).mean(), second, adam(second), retain_graph=True)
+    optimizer_step(shared.square().mean(), first, adam(first))
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(shared.square().mean(), list(first.parameters()))
+
+
+def test_a_parameter_that_no_gradient_reaches_is_warned_of_once() -> None:
+    model, heard = network(), Heard()
+    optimizer = adam(model)
+    for step in range(3):
+        optimizer_step(model[0](batch()).mean(), model, optimizer, step=step, report=heard)
+    names = "1.weight, 1.bias, 2.weight, 3.weight, 3.bias"
+    assert heard.warnings == [f"the loss gives no gradient to {names} of Sequential"]
+    optimizer_step(loss_of(model), model, optimizer, step=0, report=heard)
+    assert len(heard.warnings) == 1
+
+
+def test_a_wrong_step_is_refused_and_changes_nothing() -> None:
+    model, other = network(), network(1)
+    optimizer = adam(model, learning_rate=0.1)
+    before = state(model), optimizer.state_dict()
+
+    def refused(loss: Tensor, match: str, optimizer: torch.optim.Optimizer = optimizer) -> None:
+        with pytest.raises(ValueError, match=match):
+            optimizer_step(loss, model, optimizer, learning_rate=0.5)
+
+    refused(loss_of(other), "Adam was not made from this Sequential: .*wire model and optimizer from one", adam(other))
+    refused(model[0](batch()), r"the loss has shape \[8, 4\]; give a scalar")
+    refused(loss_of(model).detach(), "the loss has no gradient, so Sequential cannot learn from it; wire a loss that")
+    del before[0]["1.running_mean"], before[0]["1.running_var"], before[0]["1.num_batches_tracked"]
+    now = state(model)
+    assert all(torch.equal(now[name], tensor) for name, tensor in before[0].items())
+    assert optimizer.state_dict() == before[1]
+
+
+def test_a_step_that_fails_in_its_backward_pass_keeps_the_rate() -> None:
+    model = network()
+    optimizer = adam(model, learning_rate=0.1)
+    loss = loss_of(model)
+    torch.autograd.grad(loss, list(model.parameters()))
+    with pytest.raises(RuntimeError, match="second time"):
+        optimizer_step(loss, model, optimizer, learning_rate=0.5)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
+def test_the_papers_schedule_drops_after_exactly_1e5_updates() -> None:
+    rates = [step_schedule(step=step) for step in (0, 99_999, 100_000, 10**6)]
+    assert rates == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5], rel=1e-12)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.floats(1e-6, 1), st.integers(1, 1000), st.floats(0, 1), st.integers(0, 2000))
+def test_cosine_falls_between_its_ends(initial: float, steps: int, share: float, step: int) -> None:
+    final = initial * share
+    rate = cosine_schedule(initial, steps, final, step)
+    assert final * (1 - 1e-9) <= rate <= initial * (1 + 1e-9)
+    assert cosine_schedule(initial, steps, final, step + 1) <= rate * (1 + 1e-9) + 1e-15
+    if step >= steps:
+        assert rate == pytest.approx(final, abs=1e-15)
+    assert cosine_schedule(initial, steps, final, 0) == pytest.approx(initial)
+    middle = cosine_schedule(initial, 2 * steps, final, steps)
+    assert middle == pytest.approx((initial + final) / 2, rel=1e-9)
+
+
+def test_a_copy_shares_nothing_and_asks_for_no_gradient() -> None:
+    model = network()
+    copy = copy_model(model)
+    before = state(model)
+    assert same(state(copy), before)
+    assert not any(p.requires_grad for p in copy.parameters())
+    assert all(p.requires_grad for p in model.parameters())
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.add_(1)
+    assert same(state(copy), before)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.floats(0, 1, exclude_max=True), st.integers(0, 50))
+def test_ema_is_its_formula_for_parameters_and_buffers(decay: float, seed: int) -> None:
+    model, average = network(seed), copy_model(network(seed + 100))
+    loss_of(model)  # moves BatchNorm's statistics
+    old, now = state(average), state(model)
+    assert ema(model, average, decay) is average
+    assert same(state(model), now)
+    for name, tensor in average.state_dict().items():
+        if tensor.is_floating_point():
+            expected = decay * old[name].double() + (1 - decay) * now[name].double()
+            assert torch.allclose(tensor.double(), expected, atol=1e-6)
+    assert average.get_buffer("1.num_batches_tracked").item() == 1
+
+
+def test_ema_is_not_inverted() -> None:
+    model, average = network(0), copy_model(network(1))
+    loss_of(model)
+    assert same(state(ema(model, average, decay=0.0)), state(model))
+    start = network(1).state_dict()["0.weight"]
+    slow = ema(model, copy_model(network(1)), decay=0.999).state_dict()["0.weight"]
+    moved, distance = (slow - start).norm().item(), (model.state_dict()["0.weight"] - start).norm().item()
+    assert moved == pytest.approx(0.001 * distance, rel=1e-3)
+
+
+def test_ema_of_something_else_is_refused() -> None:
+    model = network()
+    with pytest.raises(ValueError, match="average is the model itself; give it a copy_model of the model"):
+        ema(model, model)
+    with pytest.raises(ValueError, match=r"the model Linear do not fit the network: missing: 0\.weight"):
+        ema(nn.Linear(3, 4), copy_model(model))
+
+
+def test_ema_of_a_model_without_weights() -> None:
+    model = nn.Sequential(nn.ReLU())
+    assert list(ema(model, copy_model(model)).state_dict()) == []
+
+
+def test_the_engine_reads_the_nodes() -> None:
+    step = node_type(optimizer_step)
+    assert step.mutations == {"model": 0, "optimizer": 1}
+    assert step.backward is not None
+    assert [(o.name, o.type.variable) for o in step.outputs] == [("model", "M"), ("optimizer", None)]
+    assert node_type(ema).mutations == {"average": 0}
+    assert node_type(copy_model).mutations == {}
+    assert node_type(step_schedule).inputs["drop_at"].type.read("[10, 20]") == (10, 20)
+    with pytest.raises(ValueError, match="greater than 0"):
+        step.inputs["learning_rate"].type.read("-1.0")
+    assert step.inputs["learning_rate"].type.read("null") is None

@@ -1,0 +1,76 @@
+"""Ctrl-C for real: the step is finished, the state is saved, the exit code is 130, and --resume goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sr_pipeline.events import read_metrics
+
+SETTINGS = {
+    "generator": "blocks=1 channels=4",
+    "discriminator": "crop=32 channels=2 dense=4",
+    "hr": "size=32 batch=2",
+    "vgg": "layer=11",
+    "pairs": "crop=32",
+}
+TINY = [word for node, inputs in SETTINGS.items() for i in inputs.split() for word in ("--set", f"{node}.{i}")]
+
+
+def command(folder: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "sr_pipeline", "run", "train_srgan", "--run-dir", str(folder), *TINY, *more]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_saves_and_resume_goes_on(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command(folder), stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout
+        lines = iter(process.stdout.readline, "")
+        for line in lines:
+            if re.match(r"step \d+/200000", line):
+                break
+        process.send_signal(number)
+        rest = "".join(lines)
+        assert process.wait(timeout=60) == code
+    stopped = re.search(r"interrupted after step (\d+)", rest)
+    assert stopped, rest
+    step = int(stopped[1])
+    assert f"--run-dir {folder} --resume" in rest
+    assert not (folder / "generator.safetensors").exists()
+
+    resumed = subprocess.run(
+        command(folder, "--resume", "--steps", str(step + 3)),
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=True,
+    )
+    assert f"resumed from step {step}\n" in resumed.stdout
+    assert (folder / "generator.safetensors").exists()
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in events if e["type"] == "resumed"] == [step]
+    logged = [s for s, name, _ in read_metrics(folder / "metrics.csv") if name == "content_loss"]
+    assert logged == [*list(range(10, step + 3, 10)), step + 3]
+
+
+def test_interrupt_before_the_first_step_can_be_resumed(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with subprocess.Popen(command(folder), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        for line in iter(process.stdout.readline, ""):
+            if line.startswith("setup: "):
+                break
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        assert process.wait(timeout=60) == 130
+    done = subprocess.run(command(folder, "--resume", "--steps", "1"), capture_output=True, text=True, check=True)
+    assert "done after step 1" in done.stdout
