@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from sr_pipeline.check import Value
 from sr_pipeline.plan import Op, Plan
 
 
 class SetupCache(dict[str, Any]):
-    """Results of setup nodes that no step changes, by type, code, literals, files named and ancestors.
+    """Results of setup nodes that nothing changes, by type, code, literals, files named and ancestors.
 
     Give the same one to several calls of ``run``. Holds all it was given: clear it to free memory.
     """
@@ -22,35 +22,36 @@ class SetupCache(dict[str, Any]):
         super().__init__()
         self.device, self.seed = device, seed
 
-    def key(self, op: Op, plan: Plan) -> str | None:
-        """The key of a node's result; None for one that must be made anew: an output, a mutator, a value that steps
-        change, or anything built from these."""
-        return self._key(op.node, plan, {})
+    def keys_of(self, plan: Plan) -> dict[str, str]:
+        """The key of each setup node's result but of those that must be made anew: an output, a mutator, a value that
+        a node changes, or anything built from these."""
+        changed = {plan.wiring.links[op.node].get(name) for op in plan.ops for name in op.type.mutations}
+        slots = {*plan.state.values(), *(plan.slots[value] for value in changed if value)}
+        found: dict[str, str] = {}
+        for op in plan.setup:
+            sources = plan.wiring.links[op.node]
+            pure = op.type.kind == "function" and not (op.type.is_output or op.type.mutations or slots & {*op.outputs})
+            if not pure or "run_dir" in op.type.injected.values() or any(v.node not in found for v in sources.values()):
+                continue
+            if code := _code(op.type.function):
+                found[op.node] = self._key(op, code, {name: (found[v.node], v.output) for name, v in sources.items()})
+        return found
 
-    def _key(self, node: str, plan: Plan, seen: dict[str, str | None]) -> str | None:
-        if node not in seen:
-            seen[node] = None
-            made = plan.wiring.types[node]
-            changed = any(plan.slots.get(Value(node, n)) in plan.state.values() for n in range(len(made.outputs)))
-            if changed or made.is_output or made.mutations or "run_dir" in made.injected.values():
-                return None
-            sources = {name: (self._key(v.node, plan, seen), v.output) for name, v in plan.wiring.links[node].items()}
-            if any(key is None for key, _ in sources.values()):
-                return None
-            literals = plan.wiring.literals[node]
-            named = node if {"rng", "seed"} & set(made.injected.values()) else ""
-            code, files = _code(made.function), _files(literals)
-            parts = [made.name, code, repr(literals), files, sources, self.device, self.seed, named]
-            seen[node] = hashlib.blake2b(json.dumps(parts).encode()).hexdigest()
-        return seen[node]
+    def _key(self, op: Op, code: str, sources: dict[str, tuple[str, int]]) -> str:
+        named = op.node if {"rng", "seed"} & set(op.type.injected.values()) else ""
+        parts = [op.type.name, code, repr(op.literals), _files(op.literals), sources, self.device, self.seed, named]
+        return hashlib.blake2b(json.dumps(parts).encode()).hexdigest()
 
 
 def _code(function: Any) -> str:
-    return hashlib.blake2b(Path(inspect.getfile(function)).read_bytes()).hexdigest()
+    """A hash of the file that defines a function; empty where there is none, as for one typed in at a prompt."""
+    path = Path(inspect.getfile(function))
+    return hashlib.blake2b(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def _files(literals: dict[str, Any]) -> list[Any]:
     """The time and size of each file that a literal names, so that a changed file is read again."""
-    paths = [Path(v) for v in literals.values() if isinstance(v, (str, Path)) and v and "\0" not in str(v)]
-    named = [p for path in paths if path.exists() for p in (sorted(path.rglob("*")) if path.is_dir() else [path])]
+    texts = [v for v in literals.values() if isinstance(v, (str, Path))]
+    paths = [Path(v) for v in texts if os.path.exists(v)]  # noqa: PTH110 (Path's own raises where a text is too long)
+    named = [p for path in paths for p in (sorted(path.rglob("*")) if path.is_dir() else [path])]
     return [(str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in named]

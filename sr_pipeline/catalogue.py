@@ -48,7 +48,7 @@ def markdown(registry: Registry) -> str:
     """The node reference: a section a category, a table a node."""
     lines = ["# Nodes", "", "Written by `sr-pipeline nodes --markdown`; do not edit.", ""]
     for category in sorted({made.options.category for made in registry.values()}):
-        lines += [f"## {category}", ""]
+        lines += [f"## {category or 'other'}", ""]
         for name in sorted(n for n, made in registry.items() if made.options.category == category):
             lines += _markdown_node(registry[name])
     return "\n".join(lines)
@@ -84,7 +84,7 @@ def json_schema(registry: Registry) -> dict[str, Any]:
             "link": {
                 "description": "[node id, output index or name]",
                 "type": "array",
-                "prefixItems": [{"type": "string"}, {"type": ["integer", "string"]}],
+                "prefixItems": [{"type": "string"}, {"type": ["integer", "string"], "minimum": 0}],
                 "minItems": 2,
                 "maxItems": 2,
             },

@@ -108,7 +108,7 @@ class _Checker:
             return
         try:
             self.literals[id_][input_.name] = input_.type.read(json.dumps(value))
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             self.fault(id_, input_.name, f"found {show(value)}, wanted {_wanted(input_)}", str(error))
 
     def _check_link(self, id_: str, name: str, link: Link) -> None:
@@ -137,17 +137,17 @@ class _Checker:
                 continue
             walk = nx.find_cycle(self.dag.subgraph(component), first)
             path = " -> ".join([walk[0][0], *(edge[1] for edge in walk)])
-            self.fault(first, "", f"a cycle: {path}", "training needs none: the changed model is the step's output")
+            self.fault(first, "", f"a cycle: {path}", "remove one of these links; a changed model is its step's output")
 
     def check_link_types(self) -> None:
         acyclic = nx.is_directed_acyclic_graph(self.dag)
         for id_ in nx.topological_sort(self.dag) if acyclic else self.graph.nodes:
             if id_ not in self.types:
                 continue
-            for name, value in self.links[id_].items():
+            for name, value in self.links[id_].items():  # a type variable is left where a fault upstream was told
                 input_ = self.types[id_].inputs.get(name)
                 source = self.value_types.get(value) or self.types[value.node].outputs[value.output].type
-                if input_ and not input_.type.accepts(source):
+                if input_ and not source.variable and not input_.type.accepts(source):
                     label = f"{source} ({value.node}.{self.types[value.node].outputs[value.output].name})"
                     self.fault(id_, name, f"found {label}, wanted {_wanted(input_)}", _suggest(self, input_))
             self._resolve_outputs(id_)
@@ -178,7 +178,9 @@ def _suggest(checker: _Checker, input_: Input) -> str:
         for n, output in enumerate(made.outputs)
         if input_.type.accepts(output.type) and output.type.alternatives[0].python is not object
     ]
-    return f"of that type: {', '.join(fitting[:4])}" if fitting else "no node of this graph gives one"
+    if not fitting:
+        return "write a value" if input_.type.is_json else "no node of this graph gives one"
+    return f"of that type: {', '.join(fitting[:4])}"
 
 
 def _wanted(input_: Input) -> str:
@@ -191,7 +193,8 @@ def show(value: Any) -> str:
     >>> show("false")
     'the string "false"'
     """
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, default=repr)
+    text = text if text.isprintable() else json.dumps(value, default=repr)
     text = text if len(text) <= 60 else text[:57] + "..."
     return f"the string {text}" if isinstance(value, str) else text
 
@@ -222,7 +225,7 @@ def with_settings(graph: Graph, registry: Registry, settings: Iterable[str]) -> 
 def _setting_value(text: str, wanted: SocketType | None) -> Any:
     try:
         value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return text
     if isinstance(value, list) and (link := as_link(value)):
         return link

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from sr_pipeline.errors import CheckpointError
 
@@ -28,10 +29,11 @@ def save(folder: Path, step: int, state: Mapping[str, Any], unchanged: Mapping[s
     """
     tensors: dict[str, Tensor] = {}
     tree = {name: _flatten(value.state_dict(), name, tensors) for name, value in state.items()}
+    copies = {n: t.detach().to("cpu", copy=True, memory_format=torch.contiguous_format) for n, t in tensors.items()}
     content = json.dumps({"step": step, "state": tree, "unchanged": dict(unchanged)})
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:09d}.safetensors"
-    write_safely(path, tensors, {"format": FORMAT, "content": content})
+    write_safely(path, copies, {"format": FORMAT, "content": content, "digest": _digest(copies, content)})
     for old in _files(folder)[:-KEEP]:
         old.unlink()
     return path
@@ -41,8 +43,7 @@ def write_safely(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, 
     """A safetensors file written beside, synced and renamed."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        data = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-        safetensors.torch.save_file(data, beside, metadata)
+        safetensors.torch.save_file(dict(tensors), beside, metadata)
         with beside.open("rb+") as file:
             os.fsync(file.fileno())
         beside.replace(path)
@@ -61,7 +62,7 @@ def step_of(path: Path) -> int:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*.safetensors"))
+    return sorted(folder.glob(f"step-{'[0-9]' * 9}.safetensors"))
 
 
 def restore(path: Path, state: Mapping[str, Any], unchanged: Mapping[str, str]) -> int:
@@ -76,9 +77,11 @@ def restore(path: Path, state: Mapping[str, Any], unchanged: Mapping[str, str]) 
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         if metadata.get("format") != FORMAT:
             raise CheckpointError(str(path), f"its format is {metadata.get('format')!r}", f"wanted {FORMAT!r}")
+        if metadata["digest"] != _digest(tensors, metadata["content"]):
+            raise CheckpointError(str(path), "it is damaged: its digest is another", "remove it to use the one before")
         content = json.loads(metadata["content"])
         saved = {name: _unflatten(tree, tensors) for name, tree in content["state"].items()}
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, KeyError) as error:
         raise CheckpointError(str(path), f"it cannot be read: {error}", "remove it to use the one before") from error
     _check_fits(path, state, saved, unchanged, content["unchanged"])
     for name, value in state.items():
@@ -98,41 +101,57 @@ def _check_fits(
     for name, value in state.items():
         if isinstance(value, nn.Module) and (differing := _differing(value.state_dict(), saved[name])):
             raise CheckpointError(str(path), f"{name!r} has another shape: {differing}", fix)
-    for name, digest in then.items():
-        if name in now and now[name] != digest:
+        if isinstance(value, Optimizer) and _parameters(value.state_dict()) != _parameters(saved[name]):
+            raise CheckpointError(str(path), f"{name!r} is an optimizer of other parameters", fix)
+    for name, found in then.items():
+        if name in now and now[name] != found:
             raise CheckpointError(str(path), f"the weights of {name!r} are not those of the run", fix)
 
 
-def _differing(now: Mapping[str, Tensor], then: Mapping[str, Tensor]) -> str:
-    for name in now.keys() | then.keys():
-        ours, theirs = now.get(name), then.get(name)
-        if ours is None or theirs is None or ours.shape != theirs.shape:
-            shapes = [str(list(t.shape)) if t is not None else "absent" for t in (theirs, ours)]
+def _differing(now: Mapping[str, Any], then: Mapping[str, Any]) -> str:
+    for name in sorted(now.keys() | then.keys()):
+        ours, theirs = (getattr(tensors.get(name), "shape", None) for tensors in (now, then))
+        if ours != theirs:
+            shapes = ["absent" if shape is None else str(list(shape)) for shape in (theirs, ours)]
             return f"{name} is {shapes[0]} in the file, {shapes[1]} in the graph"
     return ""
 
 
+def _parameters(state: Mapping[str, Any]) -> list[int]:
+    return [len(group["params"]) for group in state.get("param_groups", ())]
+
+
 def digest(module: nn.Module) -> str:
     """A hash of a module's parameters and buffers."""
-    found = hashlib.blake2b(digest_size=16)
-    for name, tensor in module.state_dict().items():
+    return _digest(module.state_dict())
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    found = hashlib.blake2b(text.encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
         found.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
 def _flatten(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """JSON for a state dict: tensors go to ``tensors``; dicts become lists of pairs, so that keys keep types."""
     if isinstance(value, Tensor):
+        while name in tensors:  # the keys 1 and "1", or "a.b" and "a" of "b"
+            name += "'"
         tensors[name] = value
         return {"tensor": name}
     if isinstance(value, Mapping):
-        return {"dict": [[k, _flatten(v, f"{name}.{k}", tensors)] for k, v in value.items()]}
+        return {"dict": [[_scalar(k, name), _flatten(v, f"{name}.{k}", tensors)] for k, v in value.items()]}
     if isinstance(value, (list, tuple)):
         kind = "tuple" if isinstance(value, tuple) else "list"
         return {kind: [_flatten(v, f"{name}.{n}", tensors) for n, v in enumerate(value)]}
+    return {"value": _scalar(value, name)}
+
+
+def _scalar(value: Any, name: str) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
-        return {"value": value}
+        return value
     raise CheckpointError(name, f"a state of type {type(value).__name__} cannot be saved", "make it a tensor or JSON")
 
 

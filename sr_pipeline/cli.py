@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib.metadata import entry_points
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
@@ -68,9 +63,10 @@ def run(
     """Run a graph: train, or whatever its nodes do. Ctrl-C finishes the step, saves, and exits with 130."""
     from sr_pipeline.console import console_for
     from sr_pipeline.run import run as run_graph
+    from sr_pipeline.signals import stop_on_signals
 
     registry, loaded = _load(graph, settings, pack)
-    with console_for(sys.stdout) as console, _signals() as caught:
+    with console_for(sys.stdout) as console, stop_on_signals() as caught:
         result = run_graph(
             loaded,
             registry=registry,
@@ -100,6 +96,7 @@ def validate(
     from sr_pipeline.errors import GraphError
     from sr_pipeline.plan import compile_plan
     from sr_pipeline.registry import load_packs
+    from sr_pipeline.shipped import find_graph
 
     registry, faulty = load_packs(pack or ()), False
     for name in graphs:
@@ -178,7 +175,9 @@ def schema(pack: PackOption = None) -> None:
 def main() -> None:
     """The command: exit codes are 0 done, 1 failed, 2 bad graph or arguments, 130 interrupted."""
     from sr_pipeline.errors import CheckpointError, NodeRunError, PipelineError
+    from sr_pipeline.packcommands import add_pack_commands
 
+    add_pack_commands(app)
     try:
         app()
     except PipelineError as error:
@@ -186,31 +185,10 @@ def main() -> None:
         sys.exit(1 if isinstance(error, (NodeRunError, CheckpointError)) else 2)
 
 
-def find_graph(name: str) -> Graph:
-    """The graph at a path, or the shipped graph of that bare name.
-
-    Raises:
-        GraphError: there is none, or it is faulty.
-    """
-    from sr_pipeline.errors import Fault, GraphError, nearest
-    from sr_pipeline.graph import Graph
-
-    if Path(name).exists() or Path(name).suffix or Path(name).name != name:
-        return Graph.load(name)
-    shipped = {path.stem: path for folder in _graph_folders() for path in sorted(folder.glob("*.json"))}
-    if name not in shipped:
-        raise GraphError([Fault(name, "no such file, and no shipped graph of that name", nearest(name, shipped))])
-    return Graph.load(shipped[name])
-
-
-def _graph_folders() -> Iterator[Path]:
-    for point in entry_points(group="sr_pipeline.graphs"):
-        yield point.load()()
-
-
 def _load(graph: str, settings: list[str] | None, pack: list[str] | None) -> tuple[Registry, Graph]:
     from sr_pipeline.check import with_settings
     from sr_pipeline.registry import load_packs
+    from sr_pipeline.shipped import find_graph
 
     loaded = find_graph(graph)
     registry = load_packs(pack or ())
@@ -219,26 +197,6 @@ def _load(graph: str, settings: list[str] | None, pack: list[str] | None) -> tup
 
 def _print_error(error: PipelineError) -> None:
     typer.secho(str(error), fg="red", err=True)
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """The signals caught: the first one asks the run to stop after its step, a second one stops it at once."""
-    caught: list[int] = []
-
-    def handle(number: int, _: FrameType | None) -> None:
-        if caught:
-            typer.echo("stopped at once; the last checkpoint is whole", err=True)
-            raise SystemExit(128 + number)
-        caught.append(number)
-        typer.echo("finishing the step and saving; once more to stop at once", err=True)
-
-    before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _plan_text(compiled: Plan) -> str:

@@ -82,6 +82,8 @@ class Tracker:
             self.doing = f"{event.node}: {event.done}/{event.total}"
         elif isinstance(event, Progress):
             self.progress, self.doing = event, ""
+        elif isinstance(event, Done):
+            self.doing = ""
         elif isinstance(event, Scalar):
             self.scalars.setdefault(event.name, deque(maxlen=2000)).append(event.value)
 
@@ -128,6 +130,8 @@ class PlainConsole:
             self.told = time.monotonic()
             self._line(self._state())
         elif line := notice(event):
+            if isinstance(event, Done) and self.tracker.progress is None and self.tracker.scalars:
+                self._line(self._state().strip())
             self._line(line)
 
     def _state(self) -> str:
@@ -160,9 +164,11 @@ class LiveConsole:
             self.live.console.print(Text(line, style=style))
 
     def _view(self) -> Group:
-        parts: list[ProgressBar | Table | Text] = [Text(self.tracker.status(), style="cyan")]
+        parts: list[Table | Text] = [Text(self.tracker.status(), style="cyan")]
         if self.tracker.progress and self.tracker.progress.total:
-            parts.append(ProgressBar(self.tracker.progress.total, self.tracker.progress.step))
+            bar = Table.grid(expand=True)  # a bar alone does not end its line
+            bar.add_row(ProgressBar(self.tracker.progress.total, self.tracker.progress.step))
+            parts.append(bar)
         if self.tracker.scalars:
             table = Table("scalar", "now", "mean", "course", box=None, padding=(0, 2, 0, 0))
             for name, values in self.tracker.scalars.items():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,7 +26,9 @@ class Event:
     type: ClassVar[str]
 
     def to_dict(self) -> dict[str, Any]:
-        return {"type": self.type, **asdict(self)}
+        """Its fields, as JSON can say them: a number that is none in JSON is its name, "nan" or "inf"."""
+        named = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
+        return {"type": self.type, **named}
 
 
 @dataclass(frozen=True)
@@ -137,10 +141,15 @@ class JsonLines:
 
 
 class MetricsCsv:
-    """Scalars as rows ``step,name,value``. Rows after ``start`` are of steps that a resumed run does again: dropped."""
+    """Scalars as rows ``step,name,value``.
+
+    Rows after ``start`` are of steps that a resumed run does again: dropped. What it tells again of before (setup, or
+    the end of a run that had ended) is there already: not written twice.
+    """
 
     def __init__(self, path: Path, start: int = 0) -> None:
         kept = [row for row in read_metrics(path) if row[0] <= start]
+        self.known = {(step, name) for step, name, _ in kept}
         self.file = path.open("w", encoding="utf-8", newline="")
         self.writer = csv.writer(self.file)
         self.writer.writerow(("step", "name", "value"))
@@ -148,7 +157,7 @@ class MetricsCsv:
         self.file.flush()
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, Scalar):
+        if isinstance(event, Scalar) and (event.step, event.name) not in self.known:
             self.writer.writerow((event.step, event.name, repr(event.value)))
             self.file.flush()
 
@@ -157,11 +166,13 @@ class MetricsCsv:
 
 
 def read_metrics(path: Path) -> list[tuple[int, str, float]]:
-    """The rows of a metrics.csv; none where there is no file. A row cut short by a kill is left out."""
+    """The rows of a metrics.csv; none where there is no file. A row cut short by a kill has no line end: left out."""
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in list(csv.reader(file))[1:] if len(row) == 3 and row[2]]
+        text = file.read()
+    rows = csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
+    next(rows, None)
     return [(int(step), name, float(value)) for step, name, value in rows]
 
 
@@ -200,8 +211,9 @@ class Channel:
             sink(event)
 
     def scalar(self, name: str, value: float | Tensor) -> None:
-        """Keep a scalar of the current step until the next flush."""
-        self.waiting.append((self.step, name, value.detach() if isinstance(value, Tensor) else value))
+        """Keep a scalar of the current step until the next flush, as it is now: its tensor may be changed in place."""
+        kept = value.detach().reshape(()).clone() if isinstance(value, Tensor) else float(value)
+        self.waiting.append((self.step, name, kept))
         if len(self.waiting) >= 1000 or time.monotonic() - self.flushed > 0.5:
             self.flush()
 
@@ -209,10 +221,15 @@ class Channel:
         """Emit the scalars that wait, in the order of their coming."""
         waiting, self.waiting = self.waiting, []
         self.flushed = time.monotonic()
-        tensors = [v.reshape(()).double() for _, _, v in waiting if isinstance(v, Tensor)]
-        numbers = iter(torch.stack(tensors).tolist() if tensors else [])
+        tensors = [v for _, _, v in waiting if isinstance(v, Tensor)]
+        numbers = {d: _read([v for v in tensors if v.device == d]) for d in {v.device for v in tensors}}
         for step, name, value in waiting:
-            self.emit(Scalar(step, name, next(numbers) if isinstance(value, Tensor) else float(value)))
+            self.emit(Scalar(step, name, next(numbers[value.device]) if isinstance(value, Tensor) else value))
+
+
+def _read(tensors: list[Tensor]) -> Iterator[float]:
+    """The numbers of scalars on one device, fetched at once."""
+    return iter(torch.stack([t.double() for t in tensors]).tolist())
 
 
 class NodeReporter(Reporter):

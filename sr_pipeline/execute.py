@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,39 +68,47 @@ class Executor:
 
     def setup(self) -> None:
         """Run the nodes that run once before the steps, and free what no step trains of gradients."""
+        keys = self.cache.keys_of(self.plan) if self.cache is not None else {}
         for op in self.plan.setup:
             self._announce(op, "setup")
             if op.type.kind == "reducer":
                 self.reducers[op.node] = op.type.function()
                 self._call(self._bind(op), 0)
-                self._store(op, self.reducers[op.node].result())
+                self._store(op, self._reduced(op, 0))
             else:
-                self._store(op, self._cached(op))
+                self._store(op, self._cached(op, keys.get(op.node)))
             self._drop(op)
         torch.set_grad_enabled(False)
         for name in self.plan.untrained:
             self.values[{**self.plan.state, **self.plan.unchanged}[name]].requires_grad_(False)
         self.reducers |= {name: self.plan.wiring.types[name].function() for name in self.plan.reducers}
 
-    def _cached(self, op: Op) -> Any:
-        key = self.cache.key(op, self.plan) if self.cache else None
-        if key and key in self.cache:
-            return self.cache[key]
-        result = self._call(self._bind(op), 0)
-        if key:
-            self.cache[key] = result
-        return result
+    def _cached(self, op: Op, key: str | None) -> Any:
+        if self.cache is None or key is None:
+            return self._call(self._bind(op), 0)
+        if key not in self.cache:
+            self.cache[key] = self._call(self._bind(op), 0)
+        return self.cache[key]
 
     def stream(self, start: int) -> Iterator[Any]:
-        """The items from position ``start`` on; an error in it names its node."""
+        """The items from position ``start`` on; an error in it names its node.
+
+        A stream that takes no ``Start`` begins anew: its first items are passed over.
+        """
         bound = self._stream
         if bound is None:
             return
         extra = {name: start for name, what in bound.op.type.injected.items() if what == "start"}
+        position = start if extra else 0
         try:
-            yield from bound.function(**bound.arguments(self.values, start), **extra)
+            for item in bound.function(**bound.arguments(self.values, start), **extra):
+                position += 1
+                if position > start:
+                    yield item
+        except PipelineError:
+            raise
         except Exception as error:
-            raise self._failure(bound, start) from error
+            raise self._failure(bound, position) from error
 
     def step(self, item: Any, step: int, last: bool) -> None:
         """Run one step on an item of the stream."""
@@ -118,9 +126,9 @@ class Executor:
 
     def finish(self, step: int) -> None:
         """Close the reducers, and run what depends on them."""
-        for name, reducer in self.reducers.items():
-            op = next(op for op in self.plan.ops if op.node == name)
-            self._store(op, reducer.result())
+        for op in self.plan.steps:
+            if op.type.kind == "reducer":
+                self._store(op, self._reduced(op, step))
         for op in self.plan.finish:
             self._announce(op, "finish")
             self._store(op, self._call(self._bind(op), step))
@@ -161,6 +169,10 @@ class Executor:
     def _reduce(self, op: Op) -> Callable[..., Any]:
         return lambda **arguments: self.reducers[op.node](**arguments)
 
+    def _reduced(self, op: Op, step: int) -> Any:
+        closing = replace(op, links=(), drop=(), grad=False)
+        return self._call(Bound(closing, self.reducers[op.node].result, {}, SeedSource()), step)
+
     def _call(self, bound: Bound, step: int) -> Any:
         arguments = bound.arguments(self.values, step)
         if torch.is_grad_enabled() != bound.op.grad:
@@ -182,7 +194,7 @@ class Executor:
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         where = self.plan.wiring.where(bound.op.node)
         at = f" at step {step + 1}" if bound.op in self.plan.steps else ""
-        return NodeRunError(where, f"{bound.op.type.name} failed{at}: {kind}{error}", f"its inputs: {shown}")
+        return NodeRunError(where, f"{bound.op.type.name} failed{at}: {kind}{error}", shown and f"its inputs: {shown}")
 
     def _store(self, op: Op, result: Any) -> None:
         if op.type.kind == "reducer" and result is None:

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 from sr_pipeline.checkpoint import latest
 from sr_pipeline.errors import UsageError
@@ -114,14 +113,13 @@ def write_record(folder: RunFolder, graph: Graph, record: Record) -> None:
     folder.record.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
 
 
-def read_record(folder: RunFolder) -> dict[str, Any]:
+def read_record(folder: RunFolder) -> Record:
     """The content of run.json.
 
     Raises:
         UsageError: it is damaged.
     """
     try:
-        content: dict[str, Any] = json.loads(folder.record.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        return Record(**json.loads(folder.record.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise UsageError(str(folder.record), f"cannot be read: {error}", "start a new run") from None
-    return content

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +15,10 @@ from sr_pipeline.errors import Fault, GraphError, nearest
 from sr_pipeline.node import class_type
 
 MAX_BYTES = 32 * 2**20
+MAX_DEPTH = 64
+"""Levels of lists and objects in one literal."""
 _WRAP = "__value__"
+_KEYS = ("class_type", "inputs", "_meta")
 
 
 class Link(NamedTuple):
@@ -34,12 +40,14 @@ class Entry:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
-class Ref(NamedTuple):
+@dataclass(frozen=True)
+class Ref:
     """A node that was added; ``ref[0]`` and ``ref["model"]`` are links to its outputs."""
 
     node: str
+    __iter__ = None  # how many outputs it has is not known here
 
-    def __getitem__(self, output: int | str) -> Link:  # type: ignore[override]
+    def __getitem__(self, output: int | str) -> Link:
         return Link(self.node, output)
 
 
@@ -72,16 +80,16 @@ class Graph:
         """
         path, name = Path(path), str(path)
         try:
-            size = path.stat().st_size
-            if path.is_file() and size > MAX_BYTES:
-                _refuse(name, f"{size} bytes are too many for a graph", f"at most {MAX_BYTES} are read")
-            data = path.read_bytes()
+            with path.open("rb") as file:
+                data = file.read(MAX_BYTES + 1)
         except FileNotFoundError:
             _refuse(name, "no such file", "give the path of a graph file or the name of a shipped graph")
         except IsADirectoryError:
             _refuse(name, "is a directory", "give the path of a graph file")
         except OSError as error:
             _refuse(name, f"cannot be read: {error.strerror}", "check the path and its permissions")
+        if len(data) > MAX_BYTES:
+            _refuse(name, "too large for a graph", f"at most {MAX_BYTES} bytes are read")
         try:
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
@@ -96,13 +104,14 @@ class Graph:
             GraphError: as ``load``.
         """
         faults: list[Fault] = []
-        content = _read_json(text, source, faults)
+        content = _read_json(text, source)
         if not isinstance(content, dict):
             _refuse(source, f"found {_kind(content)} at the top", "a graph is an object of nodes by id")
         if isinstance(content.get("nodes"), list) and "links" in content:
             _refuse(source, "this is a workflow of ComfyUI's editor", "export it with Save (API Format)")
-        if not content and not faults:
+        if not content:
             _refuse(source, "the graph is empty", "add a node")
+        _check_repeats(source, content, faults)
         nodes = {id_: _read_entry(source, id_, entry, faults) for id_, entry in content.items()}
         if faults:
             raise GraphError(faults)
@@ -117,8 +126,7 @@ class Graph:
         Path(path).write_text(self.to_json(), encoding="utf-8")
 
     def copy(self) -> Graph:
-        nodes = {id_: Entry(e.class_type, dict(e.inputs), dict(e.meta)) for id_, e in self.nodes.items()}
-        return Graph(nodes, self.source)
+        return copy.deepcopy(self)
 
     def add(self, node: str | Callable[..., Any], /, *, id: str | None = None, **inputs: Any) -> Ref:
         """Add a node by its name or its function; an input is a literal, a ``Ref`` (its output 0) or a ``Link``.
@@ -130,8 +138,7 @@ class Graph:
         id_ = id or self._free_id(name)
         if id_ in self.nodes:
             raise ValueError(f"the id {id_!r} is taken")
-        wired = {k: Link(v.node, 0) if isinstance(v, Ref) else v for k, v in inputs.items()}
-        self.nodes[id_] = Entry(name, wired)
+        self.nodes[id_] = Entry(name, {k: _as_read(v) for k, v in inputs.items()})
         return Ref(id_)
 
     def _free_id(self, name: str) -> str:
@@ -141,61 +148,104 @@ class Graph:
         return id_
 
     def where(self, node: str, input_: str = "") -> str:
-        return f"{self.source}: {node}" + (f".{input_}" if input_ else "")
+        return _place(self.source, node, input_)
+
+
+def _place(source: str, node: str, input_: str = "") -> str:
+    parts = [part if part.isprintable() else repr(part) for part in (node or "''", input_) if part]
+    return f"{source}: {'.'.join(parts)}"
 
 
 def _refuse(where: str, what: str, fix: str) -> Any:
     raise GraphError([Fault(where, what, fix)]) from None
 
 
-def _read_json(text: str, source: str, faults: list[Fault]) -> Any:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            seen: set[str] = set()
-            twice = next(k for k, _ in pairs if k in seen or seen.add(k))  # type: ignore[func-returns-value]
-            faults.append(Fault(source, f"the key {twice!r} is there twice", "rename or remove one"))
+def _as_read(value: Any) -> Any:
+    """What a program gave, as the graph's file would give it back."""
+    if isinstance(value, Ref):
+        return Link(value.node, 0)
+    if isinstance(value, (list, tuple)) and not isinstance(value, Link):
+        return [_as_read(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+class _Repeating(dict[str, Any]):
+    """An object whose file gives some of its keys more than once."""
+
+    repeated: list[str]
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(found := dict(pairs)) == len(pairs):
         return found
+    repeating = _Repeating(found)
+    repeating.repeated = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+    return repeating
 
-    def refuse_constant(name: str) -> Any:
-        faults.append(Fault(source, f"{name} is not JSON", "give a finite number"))
 
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) < 400 else float(digits)  # beyond any float, so infinite: refused with its place
+
+
+def _read_json(text: str, source: str) -> Any:
     try:
         if not text.strip():
             _refuse(source, "the file is empty", "a graph is an object of nodes by id")
-        return json.loads(text, object_pairs_hook=unique, parse_constant=refuse_constant)
+        return json.loads(text, object_pairs_hook=_object, parse_int=_integer)
     except json.JSONDecodeError as error:
         _refuse(source, f"not JSON at line {error.lineno}, column {error.colno}: {error.msg}", "mend the file there")
     except RecursionError:
         _refuse(source, "nested too deeply", "a graph is an object of nodes by id")
-    except ValueError:
-        _refuse(source, "a number has too many digits", "shorten it")
+
+
+def _check_repeats(where: str, content: Any, faults: list[Fault]) -> None:
+    if isinstance(content, _Repeating):
+        faults += [Fault(where, f"the key {k!r} is there twice", "rename or remove one") for k in content.repeated]
+
+
+def _check_literal(where: str, value: Any, faults: list[Fault], depth: int = 0) -> None:
+    if depth > MAX_DEPTH:
+        faults.append(Fault(where, "nested too deeply", f"at most {MAX_DEPTH} levels are read"))
+        return
+    _check_repeats(where, value, faults)
+    if isinstance(value, float) and not math.isfinite(value):
+        found = "NaN" if math.isnan(value) else "Infinity or a number too large"
+        faults.append(Fault(where, f"found {found}", "give a finite number"))
+    for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_literal(where, child, faults, depth + 1)
 
 
 def _read_entry(source: str, id_: str, entry: Any, faults: list[Fault]) -> Entry:
-    where = f"{source}: {id_}"
+    where = _place(source, id_)
     if not isinstance(entry, dict):
         faults.append(Fault(where, f"found {_kind(entry)}", 'a node is {"class_type": ..., "inputs": {...}}'))
         return Entry("")
     if not id_:
         faults.append(Fault(where, "a node's id is empty", "give it a word"))
-    for key in entry.keys() - {"class_type", "inputs", "_meta"}:
-        faults.append(Fault(where, f"unknown key {key!r}", nearest(key, ["class_type", "inputs", "_meta"])))
+    _check_repeats(where, entry, faults)
+    for key in (k for k in entry if k not in _KEYS):
+        faults.append(Fault(where, f"unknown key {key!r}", nearest(key, _KEYS)))
     kind, inputs, meta = entry.get("class_type"), entry.get("inputs", {}), entry.get("_meta", {})
     if not isinstance(kind, str):
         what = "no class_type" if "class_type" not in entry else f"class_type is {_kind(kind)}"
         faults.append(Fault(where, what, "name the node's type"))
     if not isinstance(inputs, dict):
-        faults.append(Fault(where, f"inputs is {_kind(inputs)}", "inputs is an object of values and links by name"))
+        faults.append(Fault(where, f"inputs is {_kind(inputs)}", "write an object of values and links by name"))
         inputs = {}
     if not isinstance(meta, dict):
-        faults.append(Fault(where, f"_meta is {_kind(meta)}", "_meta is an object"))
+        faults.append(Fault(where, f"_meta is {_kind(meta)}", "write an object"))
         meta = {}
-    read = {name: _read_value(f"{where}.{name}", value, faults) for name, value in inputs.items()}
+    _check_repeats(where, inputs, faults)
+    _check_literal(where, meta, faults)
+    read = {name: _read_value(_place(source, id_, name), value, faults) for name, value in inputs.items()}
     return Entry(kind if isinstance(kind, str) else "", read, meta)
 
 
 def _read_value(where: str, value: Any, faults: list[Fault]) -> Any:
+    before = len(faults)
+    _check_literal(where, value, faults)
+    if len(faults) > before:
+        return None
     if isinstance(value, list):
         if link := as_link(value):
             return link

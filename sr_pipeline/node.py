@@ -174,6 +174,8 @@ def node_type(target: Callable[..., Any]) -> NodeType:
     if "return" not in result_hints:
         raise NodeDeclarationError(where, "no return annotation", "annotate what it returns, or -> None")
     returned, is_stream = _item_type(result_hints["return"])
+    if inspect.isgeneratorfunction(call) and not is_stream:
+        raise NodeDeclarationError(where, "a generator that is no stream", "annotate it -> Iterator[...]")
     outputs, returns_tuple = _outputs(returned)
     made = NodeType(
         name=class_type(target),
@@ -243,6 +245,10 @@ def _check_declaration(made: NodeType) -> None:
             raise NodeDeclarationError(
                 made.where, f"it changes {name!r} but has no output of that name", f"return {name!r} by name"
             )
+        changed, output = made.inputs[name].type, made.outputs[made.mutations[name]]
+        if not changed.accepts(output.type):
+            what = f"it changes {name!r} but its output {output.name!r} is of type {output.type}"
+            raise NodeDeclarationError(made.where, what, f"return the changed {changed}")
     if made.backward and not any(i.mutates and i.type.is_a(nn.Module) for i in made.inputs.values()):
         raise NodeDeclarationError(
             made.where, "a Backward input needs the model whose parameters it is for", "add a Mutates[Model] input"

@@ -74,14 +74,23 @@ def nodes_of(module: ModuleType) -> list[Callable[..., Any]]:
     ]
 
 
+def _is_module(name: str) -> bool:
+    parts = name.split(".")
+    parents = (".".join(parts[:n]) for n in range(1, len(parts) + 1))
+    return all(part.isidentifier() for part in parts) and all(map(importlib.util.find_spec, parents))
+
+
 def _import_pack(name: str) -> ModuleType:
-    path = Path(name)
+    path = Path(name).absolute()
     if path.suffix != ".py":
-        if importlib.util.find_spec(name.partition(".")[0]) is None:
+        if not _is_module(name):
             raise UsageError(f"--pack {name}", "no such module", "give an importable name or the path of a .py file")
         return importlib.import_module(name)
     if not path.is_file():
         raise UsageError(f"--pack {name}", "no such file", "give an importable name or the path of a .py file")
+    taken = sys.modules.get(path.stem)
+    if taken is not None and getattr(taken, "__file__", None) != str(path):
+        raise UsageError(f"--pack {name}", f"a module {path.stem!r} is loaded already", "rename the file")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None

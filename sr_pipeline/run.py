@@ -91,12 +91,13 @@ def run(
     """
     registry = load_packs() if registry is None else registry
     where = resolve_device(device)
+    if checkpoint_every is not None and checkpoint_every < 1:
+        raise UsageError(f"--checkpoint-every {checkpoint_every}", "is no number of steps", "give 1 or more")
     plan = compile_plan(with_steps(graph, registry, steps), registry, only)
     path = Path(run_dir) if run_dir is not None else None
     folder = find_folder(path, graph) if resume else new_folder(path, graph)
     seed = _seed_of(folder, seed) if resume else seed or 0
     start = checkpoint.latest(folder.checkpoints) if resume else None
-    write_record(folder, plan.wiring.graph, record_of(seed, str(where), torch.get_num_threads()))
     if cache is not None:
         cache.device, cache.seed = str(where), seed
     with ExitStack() as stack:
@@ -134,11 +135,14 @@ class _Runner:
         self.channel.emit(RunStarted(graph, str(self.folder.path), context.seed, str(context.device), nodes))
         for warning in self.plan.warnings:
             self.channel.emit(Warned(warning.where, f"{warning.what}; {warning.fix}"))
+        if start is None:
+            self.record()
         try:
             self.executor.setup()
             if start is not None:
                 self.position = checkpoint.restore(start, self.executor.state(), self.digests())
-                self.saved = self.position
+                self.saved = self.channel.step = self.position
+                self.record()  # only now: a graph that does not fit must not take the place of the one that does
                 self.channel.emit(Resumed(self.position))
             interrupted = self.steps()
             if not interrupted:
@@ -177,6 +181,11 @@ class _Runner:
                 self.save()
                 saved = time.monotonic()
         return False
+
+    def record(self) -> None:
+        context = self.executor.context
+        record = record_of(context.seed, str(context.device), torch.get_num_threads())
+        write_record(self.folder, self.plan.wiring.graph, record)
 
     def due(self, seconds: float) -> bool:
         if self.checkpoint_every is None:
@@ -260,7 +269,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def _seed_of(folder: RunFolder, given: int | None) -> int:
-    kept = int(read_record(folder)["seed"])
+    kept = read_record(folder).seed
     if given is not None and given != kept:
         raise UsageError(f"--seed {given}", f"the run to resume has the seed {kept}", "leave --seed out")
     return kept

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 from torch import Tensor, nn
 
 T = TypeVar("T")
@@ -138,7 +139,8 @@ class SocketType:
     """The name of its TypeVar: an output of that variable has the type of what is linked to the input of it."""
 
     def __str__(self) -> str:
-        return " or ".join(dict.fromkeys(a.name for a in self.alternatives))
+        names = ("list" if a.name == "tuple" else a.name for a in self.alternatives)  # JSON has no tuples
+        return " or ".join(dict.fromkeys(names))
 
     def accepts(self, source: SocketType) -> bool:
         """Whether a link may carry ``source`` to here."""
@@ -161,13 +163,33 @@ class SocketType:
         """The Python value of a JSON literal.
 
         Raises:
-            ValueError: the literal does not fit; its text says how, in pydantic's words.
+            ValueError: the literal does not fit; its text says what to write.
         """
         try:
             return self.adapter.validate_json(text, strict=True)
         except ValidationError as error:
-            reasons = dict.fromkeys(e["msg"][0].lower() + e["msg"][1:] for e in error.errors())
-            raise ValueError(" or ".join(reasons).replace("input should", "it should")) from None
+            raise ValueError(" or ".join(dict.fromkeys(map(_mend, error.errors())))) from None
+
+
+_MENDS = {
+    "bool_type": "write true or false",
+    "int_type": "write a whole number",
+    "float_type": "write a number",
+    "string_type": "write a string",
+    "int_parsing_size": "write a number of fewer digits",
+    "tuple_type": "write a list",
+    "list_type": "write a list",
+    "dict_type": "write an object",
+    "json_invalid": "write whole characters: half of a surrogate pair is none",
+}
+
+
+def _mend(error: ErrorDetails) -> str:
+    text = _MENDS.get(error["type"]) or (error["msg"][0].lower() + error["msg"][1:]).replace(
+        "input should", "it should"
+    )
+    place = [str(part) for part in error["loc"] if isinstance(part, int)]
+    return f"item {'.'.join(place)}: {text}" if place else text
 
 
 def _config(annotation: Any) -> ConfigDict | None:
@@ -179,11 +201,10 @@ def _config(annotation: Any) -> ConfigDict | None:
 
 def _members(annotation: Any) -> list[Any]:
     """The members of a union, through Annotated; any other annotation is its own one member."""
-    base, metadata = _split(annotation)
+    base, _ = _split(annotation)
     if get_origin(base) in (Union, types.UnionType):
         return [m for a in get_args(base) for m in _members(a)]
-    sockets = tuple(m for m in metadata if isinstance(m, Socket))
-    return [Annotated[(base, *sockets)] if sockets else base]
+    return [annotation]
 
 
 def _split(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
@@ -233,12 +254,17 @@ def _is_json(member: Any) -> bool:
 def _json_part(annotation: Any) -> Any:
     """The annotation without its members that no JSON literal can be; Field's bounds are kept."""
     base, metadata = _split(annotation)
-    kept = [m for m in _members(base) if _is_json(m)]
+    kept = [_strict(m) for m in _members(base) if _is_json(m)]
     part = Union[tuple(kept)] if len(kept) > 1 else kept[0]
     keep = tuple(m for m in metadata if not isinstance(m, (Socket, Injected, _Mark)))
-    if get_origin(base) not in (Union, types.UnionType):
-        part = base
     return Annotated[(part, *keep)] if keep else part
+
+
+def _strict(member: Any) -> Any:
+    """The member, without pydantic's reading of true as the 1 of a Literal."""
+    if get_origin(member) is not Literal or any(isinstance(choice, bool) for choice in get_args(member)):
+        return member
+    return Annotated[member, BeforeValidator(lambda value: object() if isinstance(value, bool) else value)]
 
 
 def socket_type(annotation: Any) -> SocketType:

@@ -13,11 +13,11 @@ import pytest
 from sr_nodes.assets import graphs
 from sr_pipeline.catalogue import markdown
 from sr_pipeline.check import with_settings
-from sr_pipeline.cli import find_graph
 from sr_pipeline.errors import GraphError
 from sr_pipeline.graph import Graph
 from sr_pipeline.plan import compile_plan
 from sr_pipeline.registry import Registry, load_packs
+from sr_pipeline.shipped import find_graph
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -13,8 +13,8 @@ from sr_nodes.data import photographs, random_crops
 from sr_nodes.degradation import bicubic
 from sr_nodes.discriminators import discriminator
 from sr_nodes.features import vgg19, vgg_loss
-from sr_nodes.generators import srresnet
 from sr_nodes.losses import adversarial_loss, discriminator_loss
+from sr_nodes.srresnet import srresnet
 from sr_pipeline.events import Channel
 from sr_pipeline.execute import Context, Executor
 from sr_pipeline.graph import Graph

@@ -78,7 +78,7 @@ def drawn(rng: torch.Generator, batch_norm: bool = True, width: int = WIDTH) -> 
     with torch.no_grad():
         network = nn.Sequential(*layers)
         for p in network.parameters():
-            p.copy_(torch.randn(p.shape, generator=rng))
+            p.copy_(torch.randn(p.shape, generator=rng) / 3)
     return network
 
 
@@ -126,14 +126,14 @@ def adam(model: Model, rate: float = 0.1) -> Optimizer:
 
 
 @node
-def sgd(model: Model, rate: float = 0.1) -> Optimizer:
-    return torch.optim.SGD(model.parameters(), rate, momentum=0.5)
+def sgd(model: Model, rate: float = 0.1, momentum: float = 0.5) -> Optimizer:
+    return torch.optim.SGD(model.parameters(), rate, momentum=momentum)
 
 
 @node
 def halving(first: float = 0.1, step: Step = 0) -> float:
     """A value of each step that reads no item."""
-    return first / 2**step
+    return first * 0.5**step
 
 
 @node
@@ -160,6 +160,12 @@ def features(model: Model, x: Batch) -> Batch:
 @node
 def number() -> int:
     return 2
+
+
+@node
+def judge(model: Model, x: Batch, hint: Batch, training: Training = False) -> Batch:
+    """Reads two values beside its model."""
+    return forward(model, x + hint, training)
 
 
 @node

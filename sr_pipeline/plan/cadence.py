@@ -23,7 +23,7 @@ def demands(wiring: Wiring, phase: Mapping[str, Phase], order: Iterable[str], ta
     gates: dict[str, Gates] = {}
     for id_ in order:
         cadence = wiring.types[id_].cadence
-        own = frozenset({int(wiring.setting(id_, cadence))}) if cadence else frozenset()
+        own = frozenset({int(wiring.setting(id_, cadence))} - {1}) if cadence else frozenset()
         gates[id_] = own.union(*(gates[v.node] for v in wiring.links[id_].values() if v.node in gates))
     found: dict[str, Demand] = {n: frozenset() for n in order}
     for id_ in reversed(order):

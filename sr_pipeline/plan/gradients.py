@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import networkx as nx
 from torch import nn
@@ -29,7 +30,7 @@ class Gradients:
     steps: dict[str, BackwardStep]
     leads_to_loss: frozenset[str]
 
-    @property
+    @cached_property
     def on_path(self) -> set[str]:
         """The nodes that must build an autograd graph."""
         return {id_ for step in self.steps.values() for id_ in step.path}
@@ -61,12 +62,12 @@ def gradients(wiring: Wiring, nodes: set[str], root: dict[Value, Value]) -> Grad
     """Find the backward steps among ``nodes`` and their paths."""
     flow = _flow(wiring, nodes)
     steps, leading = {}, set()
-    for id_ in (n for n in nodes if wiring.types[n].backward):
+    for id_ in (n for n, made in wiring.types.items() if n in nodes and made.backward):
         links = wiring.links[id_]
         loss, model = links.get(_name(wiring, id_)), links.get(model_input(wiring, id_) or "")
-        if loss is None or model is None or loss.node not in flow:
+        if loss is None or model is None:
             continue
-        before_loss = nx.ancestors(flow, loss.node) | {loss.node}
+        before_loss = nx.ancestors(flow, loss.node) | {loss.node} if loss.node in flow else set()
         leading |= before_loss
         sources = {n for n in before_loss if any(root[v] == root[model] for v in wiring.links[n].values())}
         after = set(sources).union(*(nx.descendants(flow, n) for n in sources))

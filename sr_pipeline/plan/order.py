@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 
 import networkx as nx
+from torch import nn
 
 from sr_pipeline.check import Value, Wiring
 from sr_pipeline.errors import Fault
@@ -42,7 +43,7 @@ def mutation_faults(wiring: Wiring, phase: Mapping[str, Phase], nodes: set[str])
     for value, changed_by in mutators(wiring, nodes).items():
         first, *others = changed_by
         for other in others:
-            name = _input(wiring, other, value)
+            name = _mutated(wiring, other, value)
             what = f"{_label(wiring, value)} is changed twice: by {first!r} and by {other!r}"
             faults.append(Fault(wiring.where(other, name), what, f"chain them: {_changed(wiring, first, value)}"))
         for reader in read_by[value]:
@@ -63,9 +64,10 @@ def phase_order(
     """
     mine = {n for n in nodes if phase[n] == which}
     edges: nx.DiGraph[str] = nx.DiGraph()
-    edges.add_nodes_from(mine)
-    edges.add_edges_from((a, b) for a, b in wiring.dag.edges if a in mine and b in mine)
     rank = file_order(wiring)
+    in_file_order = sorted(mine, key=rank.__getitem__)
+    edges.add_nodes_from(in_file_order)
+    edges.add_edges_from((a, b) for a, b in wiring.dag.edges if a in mine and b in mine)
     _add_mutations(edges, wiring, mine, found)
     if fault := _refusal(edges, wiring):
         return [], [fault]
@@ -93,9 +95,11 @@ def _add_mutations(edges: nx.DiGraph[str], wiring: Wiring, mine: set[str], found
 def _add_buffers(
     edges: nx.DiGraph[str], wiring: Wiring, mine: set[str], found: Gradients, rank: Mapping[str, int]
 ) -> None:
-    """Training passes over one value change its buffers: one after another in the file's order, then the others."""
+    """Training passes over one model change its buffers: one after another in the file's order, then the others."""
     position = {n: i for i, n in enumerate(nx.lexicographical_topological_sort(edges, rank.__getitem__))}
     for value, nodes in readers(wiring, mine).items():
+        if not wiring.value_types[value].is_a(nn.Module):
+            continue
         training = sorted((n for n in nodes if is_training(wiring, n, found)), key=position.__getitem__)
         if not training:
             continue
@@ -111,7 +115,7 @@ def is_training(wiring: Wiring, id_: str, found: Gradients) -> bool:
 
 
 def _changes(wiring: Wiring, id_: str, value: Value) -> bool:
-    return any(wiring.links[id_].get(name) == value for name in wiring.types[id_].mutations)
+    return bool(_mutated(wiring, id_, value))
 
 
 def _refusal(edges: nx.DiGraph[str], wiring: Wiring) -> Fault | None:
@@ -151,9 +155,12 @@ def _label(wiring: Wiring, value: Value) -> str:
 
 
 def _input(wiring: Wiring, id_: str, value: Value) -> str:
-    return next((name for name, v in wiring.links[id_].items() if v == value), "")
+    return next((name for name in wiring.types[id_].inputs if wiring.links[id_].get(name) == value), "")
+
+
+def _mutated(wiring: Wiring, id_: str, value: Value) -> str:
+    return next((name for name in wiring.types[id_].mutations if wiring.links[id_].get(name) == value), "")
 
 
 def _changed(wiring: Wiring, mutator: str, value: Value) -> str:
-    name = _input(wiring, mutator, value)
-    return f'["{mutator}", {wiring.types[mutator].mutations.get(name, 0)}]'
+    return f'["{mutator}", {wiring.types[mutator].mutations[_mutated(wiring, mutator, value)]}]'

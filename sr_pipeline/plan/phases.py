@@ -79,6 +79,7 @@ def needed_nodes(
     """The targets (output nodes, or ``only``) and all that must run for them.
 
     A mutator of the step is needed as soon as a needed step node reads what it changes: the next step sees the change.
+    A node of the step needs the stream, whether it reads it or not.
 
     Raises:
         GraphError: the graph has no output node.
@@ -88,13 +89,14 @@ def needed_nodes(
         raise UsageError(f"--only {only}", "there is no such node", nearest(only, wiring.types))
     targets = {only} if only else {id_ for id_, made in wiring.types.items() if made.is_output}
     if not targets:
-        fix = "add one (preview, export_generator, save_image, log_scalar), or run one node with --only"
+        fix = "add one (a node that writes or reports), or run one node with --only"
         raise GraphError([Fault(wiring.graph.source, "nothing to do: no node of the graph is an output", fix)])
     mutators: dict[Value, list[str]] = {}
     for id_, made in wiring.types.items():
         for name in made.mutations:
             if phase[id_] == Phase.STEP and name in wiring.links[id_]:
                 mutators.setdefault(root[wiring.links[id_][name]], []).append(id_)
+    stream = [id_ for id_, made in wiring.types.items() if made.kind == "stream"]
     needed: set[str] = set()
     waiting = list(targets)
     while waiting:
@@ -104,7 +106,7 @@ def needed_nodes(
         needed.add(id_)
         waiting += wiring.dag.predecessors(id_)
         if phase[id_] == Phase.STEP:
-            waiting += _mutators_read(id_, wiring, root, mutators)
+            waiting += [*stream, *_mutators_read(id_, wiring, root, mutators)]
     return targets, needed
 
 

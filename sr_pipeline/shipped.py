@@ -1,0 +1,38 @@
+"""Graphs by name: a path, or one that an installed package ships."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from sr_pipeline.errors import Fault, GraphError, nearest
+from sr_pipeline.graph import Graph
+
+GRAPHS = "sr_pipeline.graphs"
+
+
+def find_graph(name: str) -> Graph:
+    """The graph at a path, or the shipped graph of that bare name.
+
+    Raises:
+        GraphError: there is none, or it is faulty.
+    """
+    if Path(name).suffix or Path(name).name != name or _exists(name):
+        return Graph.load(name)
+    shipped = {path.stem: path for folder in _graph_folders() for path in sorted(folder.glob("*.json"))}
+    if name not in shipped:
+        raise GraphError([Fault(name, "no such file, and no shipped graph of that name", nearest(name, shipped))])
+    return Graph.load(shipped[name])
+
+
+def _graph_folders() -> Iterator[Path]:
+    for point in entry_points(group=GRAPHS):
+        yield point.load()()
+
+
+def _exists(name: str) -> bool:
+    try:
+        return Path(name).exists()
+    except OSError:  # a name that no file system takes
+        return False

@@ -1,0 +1,142 @@
+"""Nodes by name: a value that never changes, filled from packs."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sr_pipeline.errors import NodeDeclarationError, UsageError
+from sr_pipeline.node import node
+from sr_pipeline.registry import Registry, load_packs
+
+PACK = """
+from sr_pipeline.node import node
+
+@node(category="toys")
+def {name}(x: float) -> float:
+    return 2 * x
+
+def helper(x: float) -> float:
+    return x
+"""
+
+
+@node
+def half(x: float) -> float:
+    return x / 2
+
+
+@node
+def third(x: float) -> float:
+    return x / 3
+
+
+def other_half() -> Registry:
+    @node
+    def half(x: float) -> float:
+        return x * 0.5
+
+    return Registry([half])
+
+
+@pytest.fixture(autouse=True)
+def modules() -> Iterator[None]:
+    """Forgets the modules that a test loads."""
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def test_a_registry_is_a_mapping() -> None:
+    registry = Registry([half, third])
+    assert list(registry) == ["half", "third"]
+    assert len(registry) == 2
+    assert registry["half"].function is half
+    assert "quarter" not in registry
+
+
+def test_more_nodes_make_another_registry() -> None:
+    registry = Registry([half])
+    assert list(registry.with_nodes([third])) == ["half", "third"]
+    assert list(registry) == ["half"]
+
+
+def test_a_node_may_be_given_twice_and_a_name_may_not() -> None:
+    registry = Registry([half, half])
+    taken = next(iter(other_half().values())).function
+    words = f"{taken.__module__}.{taken.__qualname__}: the name 'half' is taken by {half.__module__}.half; rename it"
+    with pytest.raises(NodeDeclarationError, match=f"^{re.escape(words)}$"):
+        registry.with_nodes([third, taken])
+    assert list(registry) == ["half"]
+    assert registry["half"].function is half
+
+
+def test_installed_packs_are_found() -> None:
+    assert {"srresnet", "optimizer_step", "mean"} <= set(load_packs())
+
+
+def test_a_file_is_a_pack_of_its_marked_functions(tmp_path: Path) -> None:
+    path = tmp_path / "my_nodes.py"
+    path.write_text(PACK.format(name="twice"), encoding="utf-8")
+    installed, registry = load_packs(), load_packs([str(path)])
+    assert set(registry) - set(installed) == {"twice"}
+    assert registry["twice"].function(2.0) == 4.0
+
+
+def test_a_file_is_found_from_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "near_nodes.py").write_text(PACK.format(name="twice"), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for name in ("near_nodes.py", "near_nodes.py", str(tmp_path / "near_nodes.py")):
+        assert "twice" in load_packs([name])
+
+
+def test_a_package_is_a_pack_with_all_its_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "toy_pack" / "deep"
+    folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").write_text(PACK.format(name="at_top"), encoding="utf-8")
+    (folder / "__init__.py").write_text("", encoding="utf-8")
+    (folder / "inner.py").write_text(PACK.format(name="inside"), encoding="utf-8")
+    (folder / "user.py").write_text("from toy_pack.deep.inner import inside", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    installed = set(load_packs())
+    assert set(load_packs(["toy_pack"])) - installed == {"at_top", "inside"}
+    assert set(load_packs(["toy_pack.deep"])) - installed == {"inside"}
+    assert set(load_packs(["toy_pack.deep.user"])) == installed
+
+
+def test_packs_may_not_share_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "clashing.py"
+    path.write_text(PACK.format(name="srresnet"), encoding="utf-8")
+    words = "clashing.srresnet: the name 'srresnet' is taken by sr_nodes.srresnet.srresnet; rename it"
+    with pytest.raises(NodeDeclarationError, match=f"^{re.escape(words)}$"):
+        load_packs([str(path)])
+
+
+@pytest.mark.parametrize(
+    "name", ["no_such_pack", "sr_nodes.no_such", "no_such.pack", "", ".", "my-pack", "a/b", "a.b."]
+)
+def test_a_module_that_is_not_there_is_refused(name: str) -> None:
+    words = f"--pack {name}: no such module; give an importable name or the path of a .py file"
+    with pytest.raises(UsageError, match=f"^{re.escape(words)}$"):
+        load_packs([name])
+
+
+def test_a_file_that_is_not_there_is_refused() -> None:
+    words = "--pack nowhere.py: no such file; give an importable name or the path of a .py file"
+    with pytest.raises(UsageError, match=f"^{re.escape(words)}$"):
+        load_packs(["nowhere.py"])
+
+
+def test_a_file_may_not_take_the_place_of_a_module(tmp_path: Path) -> None:
+    path = tmp_path / "json.py"
+    path.write_text(PACK.format(name="twice"), encoding="utf-8")
+    before = sys.modules["json"]
+    words = f"--pack {path}: a module 'json' is loaded already; rename the file"
+    with pytest.raises(UsageError, match=f"^{re.escape(words)}$"):
+        load_packs([str(path)])
+    assert sys.modules["json"] is before
