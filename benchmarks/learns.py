@@ -1,6 +1,6 @@
 """Does it learn? Train a small SRResNet on photographs, and measure it on Set5 beside bicubic.
 
-    python benchmarks/learns.py [--steps 6000] [--data ../shared/data] [--export FILE]
+    python benchmarks/learns.py [--steps 10000] [--data ../shared/data] [--export FILE]
 
 It runs benchmarks/learns.json (4 blocks, 32 channels, batch 8, crop 64, L1, Adam 1e-3 falling by a cosine) through the
 engine, writes learns.result.json and learns.curve.png beside itself, and exits with 1 if the gain over bicubic is
@@ -18,10 +18,10 @@ import time
 from pathlib import Path
 
 import torch
-from sr_nodes.data import image_pairs
+
 from sr_nodes.degradation import bicubic_upscale
 from sr_nodes.metrics import psnr
-
+from sr_nodes.pairs import image_pairs
 from sr_pipeline.checkpoint import latest
 from sr_pipeline.console import console_for
 from sr_pipeline.events import read_metrics
@@ -33,7 +33,7 @@ HERE = Path(__file__).resolve().parent
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=10000)
     parser.add_argument("--data", type=Path, default=HERE.parents[1] / "shared" / "data")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/learns"))
     parser.add_argument("--device", default="auto")

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, overload
+from typing import Annotated, Any, overload
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sr_nodes.assets import resolve
-from sr_nodes.degradation import bicubic
 from sr_nodes.pictures import (
     CPU,
     UnreadablePicture,
@@ -227,97 +226,3 @@ def _interrupts_held() -> Iterator[None]:
 
 def _leave_interrupts_to_the_run(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-class Pair(NamedTuple):
-    """One picture to measure on: each an Image of batch 1, [1, 3, h, w] and [1, 3, scale * h, scale * w]."""
-
-    name: str
-    lr: Tensor
-    hr: Tensor
-
-
-class Pairs(tuple[Pair, ...]):
-    """The pictures of a test set, in the order of their names."""
-
-
-@node(category="data")
-def image_pairs(
-    folder: str = "sr_nodes:samples/test",
-    scale: Annotated[int, Field(ge=2, le=8)] = 4,
-    crop: Annotated[int, Field(ge=0)] = 0,
-    device: Device = CPU,
-    report: Report = SILENT,
-) -> Pairs:
-    """LR and HR pictures of a test set.
-
-    Where the folder holds files NAME_LR and NAME_HR, those are the pairs, and other files are passed over.
-    Otherwise every picture is an HR, cut at the right and the bottom to a multiple of scale, and its LR is made by
-    ``bicubic`` with rounding to 8 bits, as a file would be.
-
-    Args:
-        folder: a folder of pictures; sr_nodes:NAME is one that travels with the pack.
-        scale: HR's size over LR's.
-        crop: 0 for whole pictures; otherwise the side, in HR pixels, of the square cut from the middle of each,
-            rounded down to a multiple of scale.
-
-    Raises:
-        ValueError: there is no such folder, it holds no picture, one of them cannot be read (a figure over part of a
-            test set is not that set's figure), an LR or HR has no partner, or their sizes do not agree with scale.
-    """
-    if 0 < crop < scale:
-        raise ValueError(f"crop is {crop} pixels, less than one LR pixel at scale {scale}; use 0 for whole pictures")
-    root = resolve(folder)
-    paths = find_pictures(root)
-    files = _partners(root, paths) or [(None, path) for path in paths]
-    pairs: list[Pair] = []
-    for lr_path, hr_path in files:
-        hr = to_image(read_picture(hr_path).to(device))
-        name = hr_path.relative_to(root).with_suffix("").as_posix()
-        if lr_path is None:
-            hr = _cut_hr(hr, scale, crop, hr_path)
-            pairs.append(Pair(name, bicubic(hr, scale, eight_bit=True), hr))
-        else:
-            lr = to_image(read_picture(lr_path).to(device))
-            _check_pair(lr, hr, scale, lr_path, hr_path)
-            pairs.append(Pair(name.removesuffix("_HR"), *_cut_pair(lr, hr, scale, crop)))
-        report.progress(len(pairs), len(files))
-    return Pairs(pairs)
-
-
-def _partners(root: Path, paths: list[Path]) -> list[tuple[Path | None, Path]]:
-    """The LR and HR files, in the order of their names; none if the folder has no LR file."""
-    lr = {path.with_name(path.stem.removesuffix("_LR")): path for path in paths if path.stem.endswith("_LR")}
-    hr = {path.with_name(path.stem.removesuffix("_HR")): path for path in paths if path.stem.endswith("_HR")}
-    alone = sorted((lr | hr)[key].relative_to(root).as_posix() for key in lr.keys() ^ hr.keys())
-    if lr and alone:
-        raise ValueError(f"no partner beside {', '.join(alone)} in {str(root)!r}; each NAME_LR needs a NAME_HR")
-    return [(lr[key], hr[key]) for key in sorted(lr)]
-
-
-def _cut_hr(hr: Tensor, scale: int, crop: int, path: Path) -> Tensor:
-    height, width = (min(side, crop or side) // scale * scale for side in hr.shape[2:])
-    if not height or not width:
-        raise ValueError(f"{path} has {_size(hr)} pixels, less than one LR pixel at scale {scale}; remove it")
-    top, left = ((hr.shape[2] - height) // 2, (hr.shape[3] - width) // 2) if crop else (0, 0)
-    return hr[:, :, top : top + height, left : left + width].contiguous()
-
-
-def _check_pair(lr: Tensor, hr: Tensor, scale: int, lr_path: Path, hr_path: Path) -> None:
-    if hr.shape[2:] != (scale * lr.shape[2], scale * lr.shape[3]):
-        raise ValueError(
-            f"{hr_path} has {_size(hr)} pixels and {lr_path.name} {_size(lr)}: not {scale} times as many a side; "
-            "set scale, or use a folder of pairs of this scale alone"
-        )
-
-
-def _cut_pair(lr: Tensor, hr: Tensor, scale: int, crop: int) -> tuple[Tensor, Tensor]:
-    height, width = (min(side, crop // scale or side) for side in lr.shape[2:])
-    top, left = (lr.shape[2] - height) // 2, (lr.shape[3] - width) // 2
-    small = lr[:, :, top : top + height, left : left + width]
-    large = hr[:, :, scale * top : scale * (top + height), scale * left : scale * (left + width)]
-    return small.contiguous(), large.contiguous()
-
-
-def _size(image: Tensor) -> str:
-    return f"{image.shape[3]}x{image.shape[2]}"

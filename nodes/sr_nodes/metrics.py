@@ -52,15 +52,23 @@ def psnr(
     Raises:
         ValueError: the shapes differ, or the border leaves no pixel.
     """
+    one, other = compared(sr, hr, channel, border, eight_bit)
+    return float((10 * torch.log10(255**2 / (one - other).square().mean(dim=(1, 2, 3)))).mean())
+
+
+def compared(sr: Tensor, hr: Tensor, channel: str, border: int, eight_bit: bool) -> tuple[Tensor, Tensor]:
+    """Two pictures as metrics compare them: float64 values in 0..255, [B, 1 or 3, H, W], the border cut.
+
+    Raises:
+        ValueError: the shapes differ, or the border leaves no pixel.
+    """
     if sr.shape != hr.shape:
-        raise ValueError(f"sr is {list(sr.shape)} and hr is {list(hr.shape)}; psnr needs two pictures of one shape")
+        raise ValueError(f"sr is {list(sr.shape)} and hr is {list(hr.shape)}; a metric needs two pictures of one shape")
     height, width = hr.shape[2] - 2 * border, hr.shape[3] - 2 * border
     if height < 1 or width < 1:
         raise ValueError(f"a border of {border} leaves nothing of {hr.shape[3]}x{hr.shape[2]} pixels; make it smaller")
-    one, other = (_levels(image, channel, eight_bit) for image in (sr, hr))
-    inner = (one - other)[:, :, border : border + height, border : border + width]
-    decibels = 10 * torch.log10(255**2 / inner.square().mean(dim=(1, 2, 3)))
-    return float(decibels.mean())
+    inside = (..., slice(border, border + height), slice(border, border + width))
+    return _levels(sr, channel, eight_bit)[inside], _levels(hr, channel, eight_bit)[inside]
 
 
 def _levels(image: Tensor, channel: str, eight_bit: bool) -> Tensor:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from sr_nodes.data import Pairs
 from sr_nodes.generators import generate
 from sr_nodes.metrics import psnr
+from sr_nodes.pairs import Pairs
 from sr_nodes.types import Generator, Metrics
 from sr_pipeline.node import node
 from sr_pipeline.sockets import SILENT, Every, Report

@@ -15,9 +15,9 @@ from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor
 
-from sr_nodes.data import image_pairs
 from sr_nodes.degradation import bicubic_upscale
 from sr_nodes.metrics import Mean, log_scalar, luma, psnr
+from sr_nodes.pairs import image_pairs
 from sr_nodes.pictures import to_uint8
 from sr_pipeline.sockets import Reporter
 
@@ -110,7 +110,7 @@ def test_psnr_builds_no_graph_and_accepts_what_has_one() -> None:
 
 
 def test_pictures_that_cannot_be_compared() -> None:
-    with pytest.raises(ValueError, match=r"sr is \[1, 3, 8, 8\] and hr is \[1, 3, 8, 9\]; psnr needs two pictures of"):
+    with pytest.raises(ValueError, match=r"sr is \[1, 3, 8, 8\] and hr is \[1, 3, 8, 9\]; a metric needs two pictures of"):
         psnr(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 9))
     with pytest.raises(ValueError, match="a border of 4 leaves nothing of 20x8 pixels; make it smaller"):
         psnr(torch.zeros(1, 3, 8, 20), torch.zeros(1, 3, 8, 20))

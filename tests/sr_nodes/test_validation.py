@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sr_nodes.data import Pair, Pairs
 from sr_nodes.degradation import bicubic, bicubic_upscale
 from sr_nodes.metrics import psnr
+from sr_nodes.pairs import Pair, Pairs
 from sr_nodes.types import Generator
 from sr_nodes.validation import validate
 from sr_pipeline.sockets import Reporter
