@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from itertools import pairwise
+from math import isfinite
 from typing import TextIO
 
 from rich.console import Console, Group
@@ -51,17 +52,25 @@ def rate(per_second: float) -> str:
 
 
 def sparkline(values: list[float], width: int = 32) -> str:
-    """The course of a number, as means of equal parts.
+    """The course of a number, as means of equal parts; a part that is not finite is a blank.
 
     >>> sparkline([0, 1, 2, 3], 4)
     '▁▃▆█'
+    >>> sparkline([1.0, float("nan"), 2.0])
+    '▁ █'
     """
     parts = min(width, len(values))
     cuts = [n * len(values) // parts for n in range(parts + 1)] if parts else []
     means = [sum(values[a:b]) / (b - a) for a, b in pairwise(cuts)]
-    low, high = (min(means), max(means)) if means else (0.0, 0.0)
-    scale = 7 / (high - low) if high > low and high - low < float("inf") else 0.0
-    return "".join(_BARS[round((m - low) * scale) if scale else 3] for m in means)
+    finite = [m for m in means if isfinite(m)]
+    low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
+
+    def bar(mean: float) -> str:
+        if not isfinite(mean):
+            return " "
+        return _BARS[round((mean - low) / (high - low) * 7) if high > low else 3]
+
+    return "".join(map(bar, means))
 
 
 class Tracker:

@@ -253,6 +253,10 @@ def _check_declaration(made: NodeType) -> None:
         raise NodeDeclarationError(
             made.where, "a Backward input needs the model whose parameters it is for", "add a Mutates[Model] input"
         )
+    if made.kind == "stream" and {"rng", "step"} & set(made.injected.values()):
+        raise NodeDeclarationError(
+            made.where, "a stream's items would depend on where the run started", "take Seed, and Seed.rng(position)"
+        )
     for parameter, what in made.injected.items():
         if what not in INJECTABLE:
             raise NodeDeclarationError(made.where, f"{parameter!r} asks for {what!r}", "see sockets.INJECTABLE")

@@ -1,4 +1,4 @@
-"""The discriminator of SRGAN, and the node that runs one."""
+"""Discriminators: SRGAN's, a U-Net with spectral norm, a patch discriminator; and the node that runs one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
 
 from sr_nodes.modules import CPU, mode, seeded
 from sr_nodes.types import Discriminator, Image, Logits
@@ -74,12 +76,127 @@ def discriminator(
         return SRGANDiscriminator(crop, channels, dense).to(device)
 
 
+class UNetDiscriminator(Discriminator):
+    """A U-Net with spectral norm: Real-ESRGAN's discriminator (Wang et al., ICCVW 2021, section 3.4).
+
+    RGB [B, 3, H, W] in [0, 1], not mapped to another range, to logits [B, 1, H, W]: a verdict for each pixel. A 3x3
+    convolution; three of 4x4 that halve the sides, rounded down; three times bilinear to the size before the halving
+    and a 3x3 convolution; two more of 3x3, and one to the logits. Spectral norm (Miyato et al., ICLR 2018) and no bias
+    on all but the first and the last; LeakyReLU 0.2. The arguments are those of the node ``unet_discriminator``.
+    """
+
+    def __init__(self, channels: int = 64, skip: bool = True) -> None:
+        super().__init__()
+        self.skip = skip
+        self.head = nn.Conv2d(3, channels, 3, padding=1)
+        self.down = nn.ModuleList(_spectral(channels * m, channels * m * 2, 4, stride=2) for m in (1, 2, 4))
+        self.up = nn.ModuleList(_spectral(channels * m * 2, channels * m, 3) for m in (4, 2, 1))
+        self.tail = nn.Sequential(
+            _spectral(channels, channels, 3),
+            nn.LeakyReLU(0.2),
+            _spectral(channels, channels, 3),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(channels, 1, 3, padding=1),
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        _check_side(image, 8)
+        maps = [F.leaky_relu(self.head(image), 0.2)]
+        for down in self.down:
+            maps.append(F.leaky_relu(down(maps[-1]), 0.2))
+        x = maps.pop()
+        for up, before in zip(self.up, reversed(maps), strict=True):
+            x = F.interpolate(x, size=before.shape[-2:], mode="bilinear", align_corners=False)
+            x = F.leaky_relu(up(x), 0.2)
+            x = x + before if self.skip else x
+        logits: Tensor = self.tail(x)
+        return logits
+
+
+def _spectral(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
+    return spectral_norm(nn.Conv2d(inputs, outputs, kernel, stride, padding=1, bias=False))
+
+
+def _check_side(image: Tensor, least: int) -> None:
+    height, width = image.shape[-2:]
+    if min(height, width) < least:
+        raise ValueError(
+            f"the image is {height} x {width}, and this discriminator needs {least} pixels a side; use larger crops"
+        )
+
+
+@node(category="discriminator")
+def unet_discriminator(
+    channels: Annotated[int, Field(ge=1, le=1024)] = 64,
+    skip: bool = True,
+    rng: Rng | None = None,
+    device: Device = CPU,
+) -> Discriminator:
+    """Real-ESRGAN's discriminator (Wang et al., ICCVW 2021, section 3.4), a U-Net, with new random weights.
+
+    RGB [B, 3, H, W] in [0, 1], of any size from 8 x 8, to logits [B, 1, H, W], one for each pixel. 4,376,897
+    parameters as given, those of the authors' code. Each convolution but the first and the last is divided by its
+    spectral norm, estimated by one more power iteration in each pass that leads to a loss. Weights are torch's
+    defaults.
+
+    Args:
+        channels: feature maps of the first layer; the deepest has eight times as many.
+        skip: add each map before a halving to the one of its size after it.
+    """
+    with seeded(rng):
+        return UNetDiscriminator(channels, skip).to(device)
+
+
+class PatchDiscriminator(Discriminator):
+    """PatchGAN (Isola et al., pix2pix, CVPR 2017, appendix 6.1.2): each logit judges a patch of 70 x 70.
+
+    RGB [B, 3, H, W] in [0, 1], mapped to the paper's [-1, 1] inside, to logits [B, 1, h, w], h and w an eighth of the
+    sides, rounded down, less 2. C64-C128-C256-C512 and one to the logits, all 4x4, the first three halving the sides;
+    BatchNorm on all but the first and the last and then no bias before it; LeakyReLU 0.2. The argument is that of the
+    node ``patch_discriminator``.
+    """
+
+    def __init__(self, channels: int = 64) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Conv2d(3, channels, 4, 2, padding=1), nn.LeakyReLU(0.2)]
+        for m, stride in ((1, 2), (2, 2), (4, 1)):
+            layers += [
+                nn.Conv2d(channels * m, channels * m * 2, 4, stride, padding=1, bias=False),
+                nn.BatchNorm2d(channels * m * 2),
+                nn.LeakyReLU(0.2),
+            ]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(channels * 8, 1, 4, padding=1))
+
+    def forward(self, image: Tensor) -> Tensor:
+        _check_side(image, 24)
+        logits: Tensor = self.layers(2 * image - 1)
+        return logits
+
+
+@node(category="discriminator")
+def patch_discriminator(
+    channels: Annotated[int, Field(ge=1, le=1024)] = 64, rng: Rng | None = None, device: Device = CPU
+) -> Discriminator:
+    """PatchGAN 70x70 (Isola et al., pix2pix, CVPR 2017, appendix 6.1.2), with new random weights.
+
+    RGB [B, 3, H, W] in [0, 1], of any size from 24 x 24, to logits [B, 1, H // 8 - 2, W // 8 - 2], each for a patch
+    of 70 x 70 pixels. 2,765,633 parameters as given. Weights are torch's defaults.
+
+    Args:
+        channels: feature maps of the first layer; the last has eight times as many.
+    """
+    with seeded(rng):
+        return PatchDiscriminator(channels).to(device)
+
+
 @node(category="discriminator")
 def discriminate(discriminator: Discriminator, image: Image, training: Training = False) -> Logits:
-    """Judge images, RGB in [0, 1], [B, 3, crop, crop]: logits [B, 1], whose sigmoid is the probability of a real one.
+    """Judge images, RGB in [0, 1], [B, 3, H, W]: logits, whose sigmoid is the probability of a real one.
 
-    Where the result leads to a loss, BatchNorm uses the batch's statistics, elsewhere its running ones. The
-    discriminator's own mode is as before afterwards. Raises a ValueError for images of another size than its crop.
+    One logit an image, [B, 1], or a map of them, [B, 1, h, w], as the discriminator gives. Where the result leads to a
+    loss, BatchNorm uses the batch's statistics, elsewhere its running ones; spectral norm moves its estimate there and
+    keeps it elsewhere. The discriminator's own mode is as before afterwards. Raises a ValueError for images of a size
+    that the discriminator does not take.
 
     Args:
         discriminator: the network.

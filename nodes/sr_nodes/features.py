@@ -60,14 +60,28 @@ class VGG19Features(FeatureNet):
         """Stays in eval mode."""
         return super().train(False)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def normalised(self, image: Tensor) -> Tensor:
+        """The first convolution's input. Raises a ValueError for an image too small for the pools."""
         if min(image.shape[-2:]) < self.least_side:
             raise ValueError(
                 f"the image is {image.shape[-2]} x {image.shape[-1]}, and this layer needs {self.least_side} pixels a "
                 "side; use larger crops or an earlier layer"
             )
-        features: Tensor = self.features((image - self.mean) / self.std)
+        return (image - self.mean) / self.std
+
+    def forward(self, image: Tensor) -> Tensor:
+        features: Tensor = self.features(self.normalised(image))
         return features
+
+
+def relu_index(layer: Layer) -> int:
+    """Where in torchvision's ``features`` the ReLU of this layer is; its convolution is just before.
+
+    >>> relu_index("54"), relu_index("22")
+    (35, 8)
+    """
+    pools, convolutions = int(layer[0]) - 1, int(layer[1])
+    return pools + 2 * (sum(full for _, full in _BLOCKS[:pools]) + convolutions) - 1
 
 
 def _layers(layer: Layer) -> list[nn.Module]:
@@ -98,8 +112,12 @@ def vgg19(
         layer: which feature map.
         weights: the bundled file, "torchvision" to fetch torchvision's, or a .safetensors or .pth file in its layout.
     """
-    stored = _fetch() if weights == "torchvision" else _read(resolve(weights))
-    return VGG19Features(layer, stored, weights).to(device)
+    return VGG19Features(layer, stored_weights(weights), weights).to(device)
+
+
+def stored_weights(weights: str) -> Mapping[str, Tensor]:
+    """The tensors that the ``weights`` of a node mean: torchvision's, or a file's."""
+    return _fetch() if weights == "torchvision" else _read(resolve(weights))
 
 
 def _fetch() -> Mapping[str, Tensor]:

@@ -142,6 +142,57 @@ def discriminator_loss(real: Logits, fake: Logits, kind: Adversary = "vanilla", 
 
 
 @node(category="loss")
+def relativistic_loss(real: Logits, fake: Logits, kind: Adversary = "vanilla", weight: Weight = 1.0) -> Loss:
+    """The generator's relativistic average loss: its images should look more real than the mean photograph.
+
+    relativistic_discriminator_loss with real and fake exchanged; 2 log 2 at equal logits. ESRGAN (Wang et al., ECCVW
+    2018, section 3.2, the equation of L_G^Ra), whose public code halves it; Jolicoeur-Martineau 2018 (arXiv
+    1807.00734), section 4. Its gradient reaches the generator through ``fake``.
+
+    Args:
+        real: the discriminator's logits for photographs.
+        fake: its logits for the generator's images.
+        kind: the same as in relativistic_discriminator_loss.
+        weight: factor of the loss; ESRGAN's is 5e-3.
+    """
+    return weight * _relativistic(fake, real, kind)
+
+
+@node(category="loss")
+def relativistic_discriminator_loss(
+    real: Logits, fake: Logits, kind: Adversary = "vanilla", weight: Weight = 1.0
+) -> Loss:
+    """The discriminator's relativistic average loss: photographs should look more real than the mean generated image.
+
+    With r = real - mean(fake) and f = fake - mean(real), the means over all logits of the batch, it is weight * (a
+    mean over r + a mean over f) of
+    vanilla: -log sigmoid(r) and -log(1 - sigmoid(f)), ESRGAN (Wang et al., ECCVW 2018, section 3.2, the equation of
+    L_D^Ra), whose public code halves it; 2 log 2 at equal logits.
+    least_squares: (r - 1)^2 and (f + 1)^2; 2 at equal logits.
+    hinge: max(0, 1 - r) and max(0, 1 + f); 2 at equal logits.
+    All three are of Jolicoeur-Martineau 2018 (arXiv 1807.00734), RaSGAN, RaLSGAN and RaHingeGAN. A constant added to
+    all logits changes nothing.
+
+    Args:
+        real: logits of photographs.
+        fake: logits of the generator's images.
+        kind: the same as in relativistic_loss.
+        weight: factor of the loss.
+    """
+    return weight * _relativistic(real, fake, kind)
+
+
+def _relativistic(high: Tensor, low: Tensor, kind: Adversary) -> Tensor:
+    """Least where ``high`` is far above the mean of ``low``, and ``low`` far below the mean of ``high``."""
+    above, below = high - low.mean(), low - high.mean()
+    if kind == "vanilla":
+        return F.softplus(-above).mean() + F.softplus(below).mean()
+    if kind == "least_squares":
+        return (above - 1).square().mean() + (below + 1).square().mean()
+    return (1 - above).relu().mean() + (1 + below).relu().mean()
+
+
+@node(category="loss")
 def weighted_sum(
     loss_1: Loss,
     loss_2: Loss | None = None,

@@ -87,7 +87,7 @@ def _ssim_maps(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
     """The luminance term and the contrast-structure term at each place of the window."""
     count = len(one)
     moments = _blur(torch.cat([one, other, one * one, other * other, one * other]))
-    mean1, mean2, square1, square2, product = moments.split(count)
+    mean1, mean2, square1, square2, product = torch.split(moments, count)
     variance1, variance2, covariance = square1 - mean1**2, square2 - mean2**2, product - mean1 * mean2
     luminance = (2 * mean1 * mean2 + C1) / (mean1**2 + mean2**2 + C1)
     return luminance, (2 * covariance + C2) / (variance1 + variance2 + C2)

@@ -28,7 +28,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """An RGB image in [0, 1] to logits [B, 1]."""
+    """An RGB image in [0, 1] to logits, [B, 1] or [B, 1, h, w]."""
 
 
 class FeatureNet(nn.Module):

@@ -21,6 +21,8 @@ from sr_nodes.losses import (
     discriminator_loss,
     l1_loss,
     mse_loss,
+    relativistic_discriminator_loss,
+    relativistic_loss,
     total_variation_loss,
     weighted_sum,
 )
@@ -28,6 +30,8 @@ from sr_pipeline.node import node_type
 
 KINDS: list[Adversary] = ["vanilla", "least_squares", "hinge"]
 Pixel = Callable[[Tensor, Tensor], Tensor]
+Adversarial = Callable[..., Tensor]
+RELATIVISTIC: list[Adversarial] = [relativistic_loss, relativistic_discriminator_loss]
 PIXEL: list[Pixel] = [mse_loss, l1_loss, charbonnier_loss, lambda sr, hr: mse_loss(sr, hr, "sum")]
 
 
@@ -210,6 +214,70 @@ def test_adversarial_losses_are_means_over_the_batch_and_over_a_map(kind: Advers
         assert loss(fake).item() == pytest.approx(loss(fake.view(2, 1, 2, 2)).item())
 
 
+@pytest.mark.parametrize(("kind", "value"), [("vanilla", 2 * math.log(2)), ("least_squares", 2), ("hinge", 2)])
+def test_relativistic_losses_of_an_undecided_discriminator(kind: Adversary, value: float) -> None:
+    """Equal logits, whatever they are."""
+    for loss in RELATIVISTIC:
+        assert loss(torch.full((4, 1), 7.0), torch.full((2, 1), 7.0), kind).item() == pytest.approx(value)
+
+
+def test_relativistic_losses_are_esrgans_formulas() -> None:
+    """D_Ra(a, b) = sigmoid(C(a) - E[C(b)]), and the equations of L_D^Ra and L_G^Ra, in numpy; and the public code's."""
+    real, fake = logits(0), logits(1, 7)
+
+    def d_ra(a: Tensor, b: Tensor) -> np.ndarray:
+        return np.asarray(1 / (1 + np.exp(-(a.numpy() - b.numpy().mean()))))
+
+    l_d = -np.mean(np.log(d_ra(real, fake))) - np.mean(np.log(1 - d_ra(fake, real)))
+    l_g = -np.mean(np.log(1 - d_ra(real, fake))) - np.mean(np.log(d_ra(fake, real)))
+    assert relativistic_discriminator_loss(real, fake).item() == pytest.approx(l_d)
+    assert relativistic_loss(real, fake).item() == pytest.approx(l_g)
+    bce, ones, zeros = F.binary_cross_entropy_with_logits, torch.ones_like, torch.zeros_like
+    halved = (bce(real - fake.mean(), zeros(real)) + bce(fake - real.mean(), ones(fake))) / 2
+    assert relativistic_loss(real, fake, weight=0.5).item() == pytest.approx(halved.item())
+
+
+def test_relativistic_least_squares_and_hinge_of_known_logits() -> None:
+    real, fake = torch.tensor([[3.0], [0.0]]), torch.tensor([[-2.0], [1.0]])  # means 1.5 and -0.5
+    squares = ((3.5 - 1) ** 2 + (0.5 - 1) ** 2) / 2 + ((-3.5 + 1) ** 2 + (-0.5 + 1) ** 2) / 2
+    assert relativistic_discriminator_loss(real, fake, "least_squares").item() == pytest.approx(squares)
+    assert relativistic_discriminator_loss(real, fake, "hinge").item() == pytest.approx((0 + 0.5) / 2 + (0 + 0.5) / 2)
+    assert relativistic_loss(real, fake, "hinge").item() == pytest.approx((4.5 + 1.5) / 2 + (4.5 + 1.5) / 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("loss", RELATIVISTIC)
+def test_relativistic_losses_see_differences_alone(loss: Adversarial, kind: Adversary) -> None:
+    real, fake = logits(0), logits(1, 7)
+    value = loss(real, fake, kind).item()
+    assert loss(real + 5, fake + 5, kind).item() == pytest.approx(value)
+    assert loss(torch.cat([real, real]), fake, kind).item() == pytest.approx(value)
+    assert loss(real.view(1, 1, 5, 1), fake.view(7, 1, 1, 1), kind).item() == pytest.approx(value)
+    teacher = real.clone().requires_grad_(), fake.clone().requires_grad_()
+    pull = torch.autograd.grad(loss(*teacher, kind), teacher)
+    assert sum(float(g.sum()) for g in pull) == pytest.approx(0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_relativistic_losses_pull_the_two_sides_apart_and_mirror_each_other(kind: Adversary) -> None:
+    real, fake = logits(0), logits(1, 5)
+    assert relativistic_loss(real, fake, kind) == relativistic_discriminator_loss(fake, real, kind)
+    near = 0.1 * real, 0.1 * fake  # where no hinge is flat
+    assert bool((learned(lambda x: relativistic_loss(near[0], x, kind), near[1]) < 0).all())
+    assert bool((learned(lambda x: relativistic_discriminator_loss(near[0], x, kind), near[1]) > 0).all())
+    assert bool((learned(lambda x: relativistic_discriminator_loss(x, near[1], kind), near[0]) < 0).all())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("loss", RELATIVISTIC)
+def test_relativistic_gradients_are_those_of_finite_differences(loss: Adversarial, kind: Adversary) -> None:
+    real, fake = logits(0).requires_grad_(), logits(1, 4).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, y: loss(x, y, kind), (real, fake))
+    great = torch.tensor([[1e4], [-1e4]])
+    assert math.isfinite(loss(great, -great, kind).item())
+    assert bool(learned(lambda x: loss(great, x, kind), great).isfinite().all())
+
+
 @settings(deadline=None, max_examples=25)
 @given(st.floats(1e-6, 1e6))
 def test_a_weight_multiplies(weight: float) -> None:
@@ -219,6 +287,7 @@ def test_a_weight_multiplies(weight: float) -> None:
         (total_variation_loss(sr, weight), total_variation_loss(sr)),
         *((adversarial_loss(fake, kind, weight), adversarial_loss(fake, kind)) for kind in KINDS),
         *((discriminator_loss(real, fake, kind, weight), discriminator_loss(real, fake, kind)) for kind in KINDS),
+        *((loss(real, fake, kind, weight), loss(real, fake, kind)) for loss in RELATIVISTIC for kind in KINDS),
     ]
     for weighted, plain in pairs:
         assert weighted.item() == pytest.approx(weight * plain.item())

@@ -110,7 +110,7 @@ def test_psnr_builds_no_graph_and_accepts_what_has_one() -> None:
 
 
 def test_pictures_that_cannot_be_compared() -> None:
-    with pytest.raises(ValueError, match=r"sr is \[1, 3, 8, 8\] and hr is \[1, 3, 8, 9\]; a metric needs two pictures of"):
+    with pytest.raises(ValueError, match=r"sr is \[1, 3, 8, 8\] and hr is \[1, 3, 8, 9\]; a metric needs two pictures"):
         psnr(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 9))
     with pytest.raises(ValueError, match="a border of 4 leaves nothing of 20x8 pixels; make it smaller"):
         psnr(torch.zeros(1, 3, 8, 20), torch.zeros(1, 3, 8, 20))

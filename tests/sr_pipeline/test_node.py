@@ -256,3 +256,11 @@ def test_a_random_generator_may_be_left_out_in_plain_python() -> None:
 
     assert node_type(noise).injected == {"rng": "rng"}
     assert node_type(noise).inputs == {}
+
+
+def test_a_stream_that_takes_rng() -> None:
+    def noise(rng: Rng) -> Iterator[Loss]:
+        yield torch.rand((), generator=rng)
+
+    with pytest.raises(NodeDeclarationError, match="a stream's items would depend on where the run started; take Seed"):
+        node_type(node(noise))

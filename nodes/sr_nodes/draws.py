@@ -1,0 +1,47 @@
+"""Random draws of the degradations: one an image, on the CPU, from the node's own generator. No nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+def check_range(what: str, least: float, greatest: float) -> None:
+    """Raise a ValueError that names both ends of a range that is turned round."""
+    if least > greatest:
+        raise ValueError(f"{what}_min is {least} and {what}_max {greatest}; give {what}_min the smaller number")
+
+
+def uniform(count: int, least: float, greatest: float, rng: torch.Generator | None) -> Tensor:
+    """``count`` numbers, float64, uniform in [least, greatest)."""
+    return least + (greatest - least) * torch.rand(count, generator=rng, dtype=torch.float64)
+
+
+def chance(count: int, probability: float, rng: torch.Generator | None) -> Tensor:
+    """``count`` booleans, each true with ``probability``.
+
+    >>> chance(2, 1.0, None), chance(2, 0.0, None)
+    (tensor([True, True]), tensor([False, False]))
+    """
+    return uniform(count, 0, 1, rng) < probability
+
+
+def choice(count: int, shares: Sequence[float], rng: torch.Generator | None) -> Tensor:
+    """``count`` indices into ``shares``, each drawn in proportion to its share; some share must be above 0.
+
+    >>> choice(3, [0.0, 0.2, 0.0], None)
+    tensor([1, 1, 1])
+    """
+    return torch.multinomial(torch.tensor(shares, dtype=torch.float64), count, replacement=True, generator=rng)
+
+
+def per_image(values: Tensor, image: Tensor) -> Tensor:
+    """Values [B] as [B, 1, 1, 1] on the image's device; numbers in its dtype, booleans as they are."""
+    kind = values.dtype if values.dtype == torch.bool else image.dtype
+    return values.to(image.device, kind).view(-1, 1, 1, 1)
