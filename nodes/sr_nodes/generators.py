@@ -1,146 +1,34 @@
-"""Generators, and the nodes that run, load and export them."""
+"""The nodes that run, load and export generators."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
-from pydantic import ConfigDict, Field, ValidationError, validate_call
+from pydantic import ConfigDict, ValidationError, validate_call
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from sr_nodes.assets import resolve
-from sr_nodes.modules import CPU, check_fits, mode, read_safetensors, seeded
+from sr_nodes.modules import CPU, check_fits, mode
+from sr_nodes.published import Weights, read_tensors, recognise
+from sr_nodes.rrdbnet import rrdbnet
+from sr_nodes.srresnet import msrresnet, srresnet
 from sr_nodes.types import Generator, Image
 from sr_pipeline.errors import nearest
 from sr_pipeline.node import node
-from sr_pipeline.sockets import Device, Every, Mutates, Rng, RunDir, Training
+from sr_pipeline.sockets import Device, Every, Mutates, RunDir, Training
 
 _FORMAT = "sr_pipeline.generator"
 _VERSION = "1"
 
-Scale = Literal[2, 3, 4, 8]
-
-
-class SRResNet(Generator):
-    """The generator of SRGAN (Ledig et al., CVPR 2017, section 2.1.1 and figure 4), in plain torch initialisation.
-
-    ``raw`` is the paper's output, an image in [-1, 1]; calling the module gives it on the wires' range,
-    ``(raw + 1) / 2``, not clamped. LR goes in as [0, 1], as in the paper. The arguments are those of the node
-    ``srresnet``.
-    """
-
-    architecture = "srresnet"
-
-    def __init__(
-        self,
-        scale: Scale = 4,
-        blocks: int = 16,
-        channels: int = 64,
-        batch_norm: bool = True,
-        bias_before_bn: bool = True,
-        prelu: Literal["layer", "channel"] = "layer",
-        output: Literal["none", "tanh"] = "none",
-    ) -> None:
-        super().__init__()
-        self.scale = scale
-        self.config: dict[str, Any] = {
-            "scale": scale,
-            "blocks": blocks,
-            "channels": channels,
-            "batch_norm": batch_norm,
-            "bias_before_bn": bias_before_bn,
-            "prelu": prelu,
-            "output": output,
-        }
-        slopes = channels if prelu == "channel" else 1
-        self.head = nn.Sequential(_conv(3, channels, 9), nn.PReLU(slopes))
-        self.blocks = nn.Sequential(
-            *(_Residual(channels, slopes, batch_norm, bias_before_bn) for _ in range(blocks)),
-            *_conv_bn(channels, batch_norm, bias_before_bn),
-        )
-        self.upsample = nn.Sequential(*_upsampling(scale, channels, slopes))
-        self.tail = _conv(channels, 3, 9)
-        self.output = nn.Tanh() if output == "tanh" else nn.Identity()
-
-    def raw(self, lr: Tensor) -> Tensor:
-        """The paper's output: [B, 3, H, W] in [0, 1] to [B, 3, scale * H, scale * W], meant for [-1, 1]."""
-        first = self.head(lr)
-        image: Tensor = self.output(self.tail(self.upsample(first + self.blocks(first))))
-        return image
-
-    def forward(self, lr: Tensor) -> Tensor:
-        return (self.raw(lr) + 1) / 2
-
-
-class _Residual(nn.Module):
-    """Conv, BN, PReLU, conv, BN, and the input added."""
-
-    def __init__(self, channels: int, slopes: int, batch_norm: bool, bias_before_bn: bool) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            *_conv_bn(channels, batch_norm, bias_before_bn),
-            nn.PReLU(slopes),
-            *_conv_bn(channels, batch_norm, bias_before_bn),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + self.body(x)
-        return out
-
-
-def _conv(inputs: int, outputs: int, kernel: int, bias: bool = True) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=bias)
-
-
-def _conv_bn(channels: int, batch_norm: bool, bias_before_bn: bool) -> list[nn.Module]:
-    conv = _conv(channels, channels, 3, bias=bias_before_bn or not batch_norm)
-    return [conv, nn.BatchNorm2d(channels)] if batch_norm else [conv]
-
-
-def _upsampling(scale: int, channels: int, slopes: int) -> list[nn.Module]:
-    """PixelShuffle 3 once for scale 3, else PixelShuffle 2 log2(scale) times."""
-    if scale not in get_args(Scale):
-        raise ValueError(f"scale is {scale}; this network has 2, 3, 4 and 8")
-    factors = [3] if scale == 3 else [2] * (scale.bit_length() - 1)
-    return [
-        layer
-        for factor in factors
-        for layer in (_conv(channels, channels * factor**2, 3), nn.PixelShuffle(factor), nn.PReLU(slopes))
-    ]
-
-
-@node(category="generator")
-def srresnet(
-    scale: Scale = 4,
-    blocks: Annotated[int, Field(ge=1, le=256)] = 16,
-    channels: Annotated[int, Field(ge=1, le=1024)] = 64,
-    batch_norm: bool = True,
-    bias_before_bn: bool = True,
-    prelu: Literal["layer", "channel"] = "layer",
-    output: Literal["none", "tanh"] = "none",
-    rng: Rng | None = None,
-    device: Device = CPU,
-) -> Generator:
-    """SRResNet, the generator of SRGAN (Ledig et al., CVPR 2017, figure 4), with new random weights.
-
-    LR [B, 3, H, W] to SR [B, 3, scale * H, scale * W], both RGB in [0, 1]. 1,549,462 parameters as given; without
-    biases before BatchNorm 1,547,350, the paper's; a slope per channel adds 1,197. Weights are torch's defaults.
-
-    Args:
-        scale: how many times larger the SR is than the LR.
-        blocks: residual blocks.
-        channels: feature maps of every layer.
-        batch_norm: BatchNorm in the blocks, as in the paper; its running statistics serve at test time.
-        bias_before_bn: a bias in the convolutions before BatchNorm; BatchNorm cancels it, published models have it.
-        prelu: one PReLU slope a layer, or one a channel.
-        output: activation of the last layer, on [-1, 1]; the paper names none.
-    """
-    with seeded(rng):
-        return SRResNet(scale, blocks, channels, batch_norm, bias_before_bn, prelu, output).to(device)
+BUILDERS: Mapping[str, Callable[..., Generator]] = {"srresnet": srresnet, "msrresnet": msrresnet, "rrdbnet": rrdbnet}
+"""Every network of ours, by the name that an export gives it."""
 
 
 @node(category="generator")
@@ -162,7 +50,7 @@ def generate(generator: Generator, lr: Image, training: Training = False) -> Ima
 
 @node(category="generator")
 def load_weights(generator: Mutates[Generator], weights: str | None = None) -> Generator:
-    """Set a generator's weights from a file of ``export_generator``; without a file, leave them as they are.
+    """Set a generator's weights from a file that ``load_generator`` reads; without a file, leave them as they are.
 
     Raises a ValueError, and changes nothing, where the file is missing, damaged, or of another configuration.
 
@@ -186,36 +74,66 @@ def load_weights(generator: Mutates[Generator], weights: str | None = None) -> G
 
 
 @node(category="generator")
-def load_generator(path: str, device: Device = CPU) -> Generator:
-    """Build a generator from a file of ``export_generator``: its architecture and options are in the file.
+def load_generator(
+    path: str,
+    output: Literal["auto", "none", "tanh"] = "auto",
+    value_range: Literal["auto", "-1..1", "0..1"] = "auto",
+    device: Device = CPU,
+) -> Generator:
+    """Build a generator from a weights file: of ``export_generator``, or the state dict of a public code.
 
-    Raises a ValueError where the file is missing, damaged, or not such a file.
+    These are SRResNets with the names of twtygqyy/pytorch-SRResNet, leftthomas/SRGAN, sgrvinod's tutorial,
+    Lornatang/SRGAN-PyTorch or ours, BasicSR's MSRResNet, and RRDBNet as in BasicSR, Real-ESRGAN and ESRGAN. Size,
+    scale, biases and PReLU are told from the shapes; the output and the ranges follow that code. What has LeakyReLU
+    becomes PReLU with that slope. A torch file is read with weights_only: nothing in it runs. Raises a ValueError
+    where the file is missing, damaged, refused, or of no such network; ``load_upscaler`` knows more networks.
 
     Args:
-        path: a .safetensors file, or sr_nodes:NAME for a file of the pack.
+        path: a .safetensors, .pth, .pt, .ckpt, .tar or .bin file, or sr_nodes:NAME for a file of the pack.
+        output: the last activation of a SRResNet; auto is as in the file, or as the code that names tensors so has it.
+        value_range: what a SRResNet's last numbers are, an image in [-1, 1] or in [0, 1]; auto as above.
     """
     file = resolve(path)
     tensors, architecture, config = _read(file)
-    builders = {SRResNet.architecture: srresnet}
-    if architecture not in builders:
-        raise ValueError(f"{file} holds an unknown architecture {architecture!r}; {nearest(architecture, builders)}")
-    build = validate_call(config=ConfigDict(arbitrary_types_allowed=True, strict=True))(builders[architecture])
-    try:
-        # A fixed generator, so that weights that are replaced at once draw nothing from torch's own.
-        generator = build(**{"rng": torch.Generator(), **config})
-    except ValidationError as error:
-        faults = ", ".join(f"{fault['loc'][0]} ({fault['msg'].lower()})" for fault in error.errors())
-        raise ValueError(f"{file} has options that {architecture} cannot: {faults}; export it again") from error
+    for name, value in (("output", output), ("value_range", value_range)):
+        if value != "auto" and name not in config:
+            raise ValueError(f"{file} holds a {architecture}, which has no choice of {name}; leave it at 'auto'")
+        config |= {} if value == "auto" else {name: value}
+    generator = _built(architecture, config, file)
     check_fits(generator.state_dict(), tensors, str(file))
     generator.load_state_dict(tensors)
     return generator.to(device)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
-    """The tensors, architecture and options of an exported generator."""
-    tensors, metadata = read_safetensors(path)
-    if metadata.get("format") != _FORMAT:
-        raise ValueError(f"{path} is not an exported generator; give a file that export_generator wrote")
+def _built(architecture: str, config: dict[str, Any], file: Path) -> Generator:
+    if architecture.startswith("spandrel/"):
+        raise ValueError(f"{file} holds {architecture}, a network of spandrel's; load_upscaler reads it")
+    if architecture not in BUILDERS:
+        raise ValueError(f"{file} holds an unknown architecture {architecture!r}; {nearest(architecture, BUILDERS)}")
+    build = validate_call(config=ConfigDict(arbitrary_types_allowed=True, strict=True))(BUILDERS[architecture])
+    try:
+        # A fixed generator, so that weights that are replaced at once draw nothing from torch's own.
+        return build(**{"rng": torch.Generator(), **config})
+    except ValidationError as error:
+        faults = ", ".join(f"{fault['loc'][0]} ({fault['msg'].lower()})" for fault in error.errors())
+        raise ValueError(
+            f"{file} has options that {architecture} cannot: {faults}; export it again, or give another file"
+        ) from error
+
+
+def _read(path: Path) -> Weights:
+    """What a weights file holds; options that an older file does not name have their defaults."""
+    tensors, metadata = read_tensors(path)
+    found = _exported(tensors, metadata, path) if metadata.get("format") == _FORMAT else recognise(tensors, str(path))
+    if found.architecture not in BUILDERS:
+        return found
+    options = inspect.signature(BUILDERS[found.architecture]).parameters.values()
+    defaults = {option.name: option.default for option in options if option.name not in ("rng", "device")}
+    return found._replace(config={**defaults, **found.config})
+
+
+def _exported(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> Weights:
+    """An exported generator's tensors, architecture and options."""
     if metadata.get("version") != _VERSION:
         raise ValueError(
             f"{path} is of version {metadata.get('version')!r} and this program reads version {_VERSION!r}; "
@@ -227,7 +145,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str, dict[str, Any]]:
         raise ValueError(f"the options in {path} are no JSON ({error}); export it again") from error
     if not isinstance(config, dict):
         raise ValueError(f"the options in {path} are no JSON object; export it again")
-    return tensors, metadata.get("architecture", ""), config
+    return Weights(tensors, metadata.get("architecture", ""), config)
 
 
 @node(category="generator", output=True)

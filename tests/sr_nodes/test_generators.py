@@ -14,8 +14,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sr_nodes.generators import SRResNet, export_generator, generate, load_generator, load_weights, srresnet
+from sr_nodes.generators import BUILDERS, export_generator, generate, load_generator, load_weights
 from sr_nodes.modules import check_fits, mode, seeded
+from sr_nodes.srresnet import srresnet
 from sr_nodes.types import Generator
 from sr_pipeline.node import node_type
 
@@ -44,100 +45,6 @@ def same_weights(a: nn.Module, b: nn.Module) -> bool:
 
 def clone(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-@pytest.mark.parametrize(
-    ("options", "count"),
-    [
-        ({}, 1_549_462),
-        ({"bias_before_bn": False}, 1_547_350),
-        ({"prelu": "channel"}, 1_549_462 + 1_197),
-        ({"output": "tanh"}, 1_549_462),
-        # Without BatchNorm its 33 scales and shifts of 64 go, and the biases stay whatever bias_before_bn says.
-        ({"batch_norm": False}, 1_549_462 - 33 * 128),
-        ({"batch_norm": False, "bias_before_bn": False}, 1_549_462 - 33 * 128),
-    ],
-)
-def test_number_of_parameters(options: dict[str, Any], count: int) -> None:
-    assert sum(p.numel() for p in srresnet(**options).parameters()) == count
-
-
-@pytest.mark.parametrize("scale", [2, 3, 4, 8])
-@pytest.mark.parametrize("size", [(1, 1), (5, 9)])
-def test_the_sr_is_scale_times_as_large(scale: Any, size: tuple[int, int]) -> None:
-    model = srresnet(scale, **SMALL)
-    assert model.scale == scale
-    assert generate(model, torch.rand(2, 3, *size)).shape == (2, 3, scale * size[0], scale * size[1])
-
-
-def test_another_scale_is_refused() -> None:
-    with pytest.raises(ValueError, match="scale is 6; this network has 2, 3, 4 and 8"):
-        SRResNet(scale=6)  # type: ignore[arg-type]
-
-
-def paper_srresnet(weights: dict[str, Tensor], lr: Tensor, blocks: int) -> Tensor:
-    """Figure 4 written as formulas, in eval mode, from the weights by name."""
-
-    def conv(x: Tensor, name: str) -> Tensor:
-        kernel = weights[f"{name}.weight"]
-        return nn.functional.conv2d(x, kernel, weights[f"{name}.bias"], padding=kernel.shape[-1] // 2)
-
-    def norm(x: Tensor, name: str) -> Tensor:
-        mean, var, gain, shift = (
-            weights[f"{name}.{part}"].view(1, -1, 1, 1) for part in ("running_mean", "running_var", "weight", "bias")
-        )
-        return (x - mean) / (var + 1e-5).sqrt() * gain + shift
-
-    def prelu(x: Tensor, name: str) -> Tensor:
-        return torch.where(x > 0, x, x * weights[f"{name}.weight"])
-
-    x = first = prelu(conv(lr, "head.0"), "head.1")
-    for i in range(blocks):
-        body = f"blocks.{i}.body"
-        inner = prelu(norm(conv(x, f"{body}.0"), f"{body}.1"), f"{body}.2")
-        x = x + norm(conv(inner, f"{body}.3"), f"{body}.4")
-    x = first + norm(conv(x, f"blocks.{blocks}"), f"blocks.{blocks + 1}")
-    for i in (0, 3):
-        x = prelu(nn.functional.pixel_shuffle(conv(x, f"upsample.{i}"), 2), f"upsample.{i + 2}")
-    return conv(x, "tail")
-
-
-def test_the_network_is_the_papers_on_its_own_range() -> None:
-    model = small().double().eval()
-    lr = noise(2, 3, 6, 7).double()
-    with torch.no_grad():
-        paper = paper_srresnet(model.state_dict(), lr, blocks=2)
-        assert torch.allclose(model(lr) * 2 - 1, paper, atol=1e-12)
-        assert torch.allclose(generate(model, lr), ((paper + 1) / 2).clamp(0, 1), atol=1e-12)
-
-
-def test_tanh_keeps_the_image_in_range_by_itself() -> None:
-    plain, tanh = small(output="none"), small(output="tanh")
-    assert isinstance(plain, SRResNet)
-    assert isinstance(tanh, SRResNet)
-    plain.eval()
-    tanh.eval()
-    lr = 50 * noise(1, 3, 8, 8)
-    with torch.no_grad():
-        assert float((2 * plain(lr) - 1).abs().max()) > 1
-        assert torch.equal(tanh.raw(lr), plain.raw(lr).tanh())
-
-
-def test_weights_depend_on_the_generator_of_random_numbers_alone() -> None:
-    torch.manual_seed(1)
-    before = torch.get_rng_state()
-    first = srresnet(**SMALL, rng=rng(7))
-    assert torch.equal(torch.get_rng_state(), before)
-    torch.manual_seed(2)
-    assert same_weights(first, srresnet(**SMALL, rng=rng(7)))
-    assert not same_weights(first, srresnet(**SMALL, rng=rng(8)))
-
-
-def test_without_a_generator_torchs_own_is_used() -> None:
-    torch.manual_seed(3)
-    first = srresnet(**SMALL)
-    torch.manual_seed(3)
-    assert same_weights(first, srresnet(**SMALL))
 
 
 def test_seeded_restores_after_an_error() -> None:
@@ -194,13 +101,15 @@ def test_only_training_moves_the_running_statistics() -> None:
     bias=st.booleans(),
     prelu=st.sampled_from(["layer", "channel"]),
     output=st.sampled_from(["none", "tanh"]),
+    ranges=st.sampled_from([("-1..1", "none"), ("0..1", "none"), ("0..1", "imagenet")]),
     seed=st.integers(0, 99),
 )
 def test_an_export_is_read_back_whole(
     tmp_path_factory: pytest.TempPathFactory,
-    scale: int, batch_norm: bool, bias: bool, prelu: str, output: str, seed: int,
+    scale: int, batch_norm: bool, bias: bool, prelu: str, output: str, ranges: tuple[str, str], seed: int,
 ) -> None:  # fmt: skip
     options = {"scale": scale, "batch_norm": batch_norm, "bias_before_bn": bias, "prelu": prelu, "output": output}
+    options |= {"value_range": ranges[0], "input_norm": ranges[1]}
     model, folder = small(seed, **options), tmp_path_factory.mktemp("run")
     export_generator(model, run_dir=folder)
     before = torch.get_rng_state()
@@ -243,7 +152,7 @@ def test_the_metadata_is_what_other_programs_read(tmp_path: Path) -> None:
     assert metadata == {"format": "sr_pipeline.generator", "version": "1", "architecture": "srresnet"}
     assert config == small().config == {
         "scale": 4, "blocks": 2, "channels": 8, "batch_norm": True, "bias_before_bn": True, "prelu": "layer",
-        "output": "none",
+        "output": "none", "value_range": "-1..1", "input_norm": "none",
     }  # fmt: skip
 
 
@@ -311,7 +220,10 @@ def test_half_a_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_file_of_another_program_is_refused(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
-    refused(str(tmp_path / "a.safetensors"), "is not an exported generator; give a file that export_generator wrote")
+    refused(
+        str(tmp_path / "a.safetensors"),
+        r"holds 1 tensors \(a \[1\]\), in no layout that load_generator knows; its layouts are sr_pipeline's",
+    )
     refused(exported(tmp_path, version="2"), "is of version '2' and this program reads version '1'")
 
 
@@ -326,6 +238,46 @@ def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
         load_generator(path)
     with pytest.raises(ValueError, match="holds a 'srresnit', and this generator is a 'srresnet'"):
         load_weights(small(), path)
+
+
+@pytest.mark.parametrize("name", ["srresnet", "msrresnet", "rrdbnet"])
+def test_every_network_of_ours_is_read_back(tmp_path: Path, name: str) -> None:
+    more = {"growth": 4} if name == "rrdbnet" else {}
+    model = BUILDERS[name](scale=2, **SMALL, **more, rng=rng())
+    assert model.architecture == name
+    export_generator(model, "a", run_dir=tmp_path)
+    loaded = load_generator(str(tmp_path / "a"))
+    assert type(loaded) is type(model)
+    assert loaded.config == model.config
+    assert same_weights(loaded, model)
+
+
+def test_an_export_that_lacks_later_options_has_their_defaults(tmp_path: Path) -> None:
+    config = {k: v for k, v in small().config.items() if k not in ("value_range", "input_norm")}
+    path = exported(tmp_path, config=json.dumps(config))
+    assert load_generator(path).config == small().config
+    assert same_weights(load_weights(small(seed=1), path), small())
+
+
+def test_the_ranges_of_a_file_can_be_overruled(tmp_path: Path) -> None:
+    path = exported(tmp_path)
+    changed = load_generator(path, output="tanh", value_range="0..1")
+    assert changed.config == {**small().config, "output": "tanh", "value_range": "0..1"}
+    lr = noise(1, 3, 5, 6)
+    with torch.no_grad():
+        assert torch.allclose(changed.eval()(lr), (2 * small().eval()(lr) - 1).tanh(), atol=1e-6)
+
+
+def test_a_network_without_such_options_refuses_them(tmp_path: Path) -> None:
+    export_generator(BUILDERS["rrdbnet"](blocks=1, channels=4, growth=4), "a", run_dir=tmp_path)
+    with pytest.raises(ValueError, match="a holds a rrdbnet, which has no choice of value_range; leave it at 'auto'"):
+        load_generator(str(tmp_path / "a"), value_range="0..1")
+
+
+def test_an_export_of_spandrels_is_sent_to_its_node(tmp_path: Path) -> None:
+    path = exported(tmp_path, architecture="spandrel/SwinIR")
+    with pytest.raises(ValueError, match="holds spandrel/SwinIR, a network of spandrel's; load_upscaler reads it"):
+        load_generator(path)
 
 
 @pytest.mark.parametrize(
