@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+export OMP_WAIT_POLICY ?= PASSIVE
 PYTEST := $(BIN)/python -m pytest -q -p no:cacheprovider
 
 .PHONY: demo test test-full check docs gpu wheel clean
@@ -41,5 +42,5 @@ clean:
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11 to 3.13 is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[tensorboard,plot,lpips,spandrel,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[tensorboard,plot,lpips,spandrel,onnx,dev]'
 	touch $@

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -176,6 +177,10 @@ def main() -> None:
     """The command: exit codes are 0 done, 1 failed, 2 bad graph or arguments, 130 interrupted."""
     from sr_pipeline.errors import CheckpointError, NodeRunError, PipelineError
     from sr_pipeline.packcommands import add_pack_commands
+
+    # Threads that wait asleep. Those that spin, OpenMP's default, make a step ten times slower where another program
+    # has one of the cores. It is read when torch is imported, which is not yet.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
     add_pack_commands(app)
     try:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from keyword import iskeyword
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -14,6 +17,10 @@ class Flag:
         sets: the inputs that it sets, each ``node.input``.
         required: without it, the graph's own value is used where it is left out.
         multiple: it takes one value or more, which make a list.
+        words: the words that it takes, and what each sets; empty takes any text.
+        number: it takes a whole number, or one of its words.
+        switch: it takes no value: giving it sets ``constant``.
+        constant: what a switch sets.
     """
 
     name: str
@@ -21,6 +28,39 @@ class Flag:
     help: str
     required: bool = False
     multiple: bool = False
+    words: Mapping[str, Any] = field(default_factory=dict)
+    number: bool = False
+    switch: bool = False
+    constant: Any = True
+
+    @property
+    def key(self) -> str:
+        """Its name as Python has it."""
+        name = self.name.lstrip("-").replace("-", "_")
+        return f"{name}_" if iskeyword(name) else name
+
+    @property
+    def by_position(self) -> bool:
+        return not self.name.startswith("-")
+
+    def read(self, text: str) -> Any:
+        """The JSON value of what was typed.
+
+        >>> tile = Flag("--tile", ("sr.tile",), "", words={"auto": "auto", "none": None}, number=True)
+        >>> [tile.read(text) for text in ("auto", "none", "64")]
+        ['auto', None, 64]
+
+        Raises:
+            ValueError: it is none of what the flag takes.
+        """
+        if text in self.words:
+            return self.words[text]
+        if self.number and text.isascii() and text.isdigit() and len(text) < 10:
+            return int(text)
+        if self.words or self.number:
+            wanted = [*self.words, *(["a whole number"] if self.number else [])]
+            raise ValueError(f"{text!r} is not {' or '.join(wanted)}")
+        return text
 
 
 @dataclass(frozen=True)
@@ -34,6 +74,9 @@ class Command:
         flags: what sets its inputs.
         result: the node whose output ``--json`` prints.
         text: the node whose output, a string, is printed otherwise.
+        failures: a key of the result, which is an object: if what it holds is not empty, the exit code is 1.
+        pipe: the flag whose value ``-`` means that standard output is the result's: texts go to standard error.
+        keeps_folder: without ``--run-dir``, the run's folder is kept under ``runs/``; otherwise it is temporary.
     """
 
     name: str
@@ -42,3 +85,6 @@ class Command:
     flags: tuple[Flag, ...]
     result: str
     text: str
+    failures: str = ""
+    pipe: str = ""
+    keeps_folder: bool = True

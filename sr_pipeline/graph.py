@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 from sr_pipeline.errors import Fault, GraphError, nearest
 from sr_pipeline.node import class_type
+from sr_pipeline.pngtext import SIGNATURE, png_text
 
 MAX_BYTES = 32 * 2**20
 MAX_DEPTH = 64
@@ -73,15 +74,18 @@ class Graph:
 
     @classmethod
     def load(cls, path: str | Path) -> Graph:
-        """Read a graph file.
+        """Read a graph file, or the graph that a PNG carries: its text ``prompt``, as ComfyUI writes it.
 
         Raises:
-            GraphError: it is no file, too large, no JSON, or no graph; with all the faults of its form.
+            GraphError: it is no file, too large, no JSON, a PNG without a graph, or no graph; with all the faults of
+                its form.
         """
         path, name = Path(path), str(path)
         try:
             with path.open("rb") as file:
                 data = file.read(MAX_BYTES + 1)
+                if data.startswith(SIGNATURE):
+                    return cls.parse(_carried(file, name), name)
         except FileNotFoundError:
             _refuse(name, "no such file", "give the path of a graph file or the name of a shipped graph")
         except IsADirectoryError:
@@ -156,8 +160,19 @@ def _place(source: str, node: str, input_: str = "") -> str:
     return f"{source}: {'.'.join(parts)}"
 
 
-def _refuse(where: str, what: str, fix: str) -> Any:
+def _refuse(where: str, what: str, fix: str) -> NoReturn:
     raise GraphError([Fault(where, what, fix)]) from None
+
+
+def _carried(file: BinaryIO, name: str) -> str:
+    """The graph's text in a PNG."""
+    try:
+        text = png_text(file, "prompt", MAX_BYTES)
+    except ValueError as error:
+        _refuse(name, f"this PNG's graph cannot be read: {error}", "give the picture as it was written")
+    if text is None:
+        _refuse(name, "this PNG carries no graph", "give one that was written with its metadata, or a graph file")
+    return text
 
 
 def _as_read(value: Any) -> Any:

@@ -6,14 +6,21 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from importlib.metadata import entry_points
 from inspect import Parameter
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from sr_pipeline.command import Command, Flag
+
+if TYPE_CHECKING:
+    from sr_pipeline.events import Event, Sink
+    from sr_pipeline.graph import Graph
+    from sr_pipeline.registry import Registry
 
 COMMANDS = "sr_pipeline.commands"
 
@@ -29,9 +36,14 @@ def _callback(command: Command) -> Callable[..., None]:
     """A function with a parameter for each flag, which is what typer reads."""
 
     def callback(**given: Any) -> None:
-        more = given.get("more") or []
-        values = {place: _value(given[_key(flag)], flag, more) for flag in command.flags for place in flag.sets}
-        _run(command, values, given["device"], given["run_dir"], given["as_json"])
+        values = {
+            place: value
+            for flag in command.flags
+            for value in _values(flag, given[flag.key], given.get("more") or [])
+            for place in flag.sets
+        }
+        pipes = bool(command.pipe) and given[command.pipe] == "-"
+        _run(command, values, given["device"], given["run_dir"], given["as_json"], pipes)
 
     parameters = list(_parameters(command))
     callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -41,12 +53,10 @@ def _callback(command: Command) -> Callable[..., None]:
 
 def _parameters(command: Command) -> Iterator[Parameter]:
     for flag in command.flags:
-        kind: Any = list[str] if flag.multiple else str
-        option = typer.Option(flag.name, help=flag.help, metavar="TEXT..." if flag.multiple else None)
-        default: Any = Parameter.empty if flag.required else None
-        kind = kind if flag.required else Optional[kind]
-        yield Parameter(_key(flag), Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
-    if any(flag.multiple for flag in command.flags):  # of `--flag A B` the parser gives B to this
+        yield _parameter(flag)
+    if any(
+        flag.multiple and not flag.by_position for flag in command.flags
+    ):  # `--flag A B`: the parser gives B to this
         rest = Annotated[Optional[list[str]], typer.Argument(hidden=True)]
         yield Parameter("more", Parameter.KEYWORD_ONLY, default=None, annotation=rest)
     common: tuple[tuple[str, Any, Any], ...] = (
@@ -58,16 +68,47 @@ def _parameters(command: Command) -> Iterator[Parameter]:
         yield Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _key(flag: Flag) -> str:
-    return flag.name.lstrip("-").replace("-", "_")
+def _parameter(flag: Flag) -> Parameter:
+    shown = "|".join([*flag.words, *(["N"] if flag.number else [])]) or None
+    many = "..." if flag.multiple else ""
+    option: Any
+    if flag.switch:
+        kind: Any = bool
+        option = typer.Option(flag.name, help=flag.help)
+    elif flag.by_position:
+        kind = list[str] if flag.multiple else str
+        option = typer.Argument(help=flag.help, metavar=flag.name.upper() + many, show_default=False)
+    else:
+        kind = list[str] if flag.multiple else str
+        option = typer.Option(flag.name, help=flag.help, metavar=shown or ("TEXT..." if flag.multiple else None))
+    default: Any = Parameter.empty if flag.required else False if flag.switch else None
+    kind = kind if flag.required or flag.switch else Optional[kind]
+    return Parameter(flag.key, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
 
 
-def _value(given: Any, flag: Flag, more: list[str]) -> Any:
-    return [*given, *more] if flag.multiple and given else given
+def _values(flag: Flag, given: Any, more: list[str]) -> Iterator[Any]:
+    """What a flag sets, if it was given."""
+    if flag.switch:
+        yield from [flag.constant] if given else []
+    elif flag.multiple:
+        texts = [*(given or []), *([] if flag.by_position else more)]
+        yield from [[_read(flag, text) for text in texts]] if given else []
+    elif given is not None:
+        yield _read(flag, given)
 
 
-def _run(command: Command, values: dict[str, Any], device: str, run_dir: Path | None, as_json: bool) -> None:
+def _read(flag: Flag, text: str) -> Any:
+    try:
+        return flag.read(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint=repr(flag.name)) from None
+
+
+def _run(
+    command: Command, values: dict[str, Any], device: str, run_dir: Path | None, as_json: bool, pipes: bool
+) -> None:
     from sr_pipeline.console import console_for
+    from sr_pipeline.processes import temporary_folder
     from sr_pipeline.registry import load_packs
     from sr_pipeline.run import run
     from sr_pipeline.shipped import find_graph
@@ -76,16 +117,43 @@ def _run(command: Command, values: dict[str, Any], device: str, run_dir: Path | 
     registry = load_packs()
     graph = find_graph(command.graph)
     for place, value in values.items():
-        if value:
-            node, _, name = place.rpartition(".")
-            graph.nodes[node].inputs[name] = value
-    with console_for(sys.stderr if as_json else sys.stdout) as console, stop_on_signals() as caught:
-        result = run(
-            graph, registry=registry, device=device, run_dir=run_dir, sinks=[console], stop=lambda: bool(caught)
-        )
+        node, _, name = place.rpartition(".")
+        graph.nodes[node].inputs[name] = value
+    kept = command.keeps_folder or run_dir is not None
+    with ExitStack() as stack:
+        if not kept:
+            run_dir = stack.enter_context(temporary_folder())
+        console = console_for(sys.stderr if as_json or pipes else sys.stdout)
+        stack.enter_context(console)
+        caught = stack.enter_context(stop_on_signals())
+        sinks = [with_total(console, _streams(graph, registry))]
+        result = run(graph, registry=registry, device=device, run_dir=run_dir, sinks=sinks, stop=lambda: bool(caught))
     if result.interrupted:
         raise typer.Exit(128 + caught[0])
     if as_json:
-        typer.echo(json.dumps(result.outputs[command.result], indent=2))
+        typer.echo(json.dumps(result.outputs[command.result], indent=2), err=pipes)
     else:
-        typer.echo(f"{result.outputs[command.text]}\nrun folder: {result.run_dir}")
+        folder = f"\nrun folder: {result.run_dir}" if kept else ""
+        typer.echo(f"{result.outputs[command.text]}{folder}", err=pipes)
+    if command.failures and result.outputs[command.result][command.failures]:
+        raise typer.Exit(1)
+
+
+def _streams(graph: Graph, registry: Registry) -> frozenset[str]:
+    return frozenset(id_ for id_, entry in graph.nodes.items() if registry[entry.class_type].kind == "stream")
+
+
+def with_total(sink: Sink, streams: frozenset[str]) -> Sink:
+    """The sink, told how many steps a finite stream will have as soon as the stream reports it: hence the time left."""
+    from sr_pipeline.events import NodeProgress, Progress
+
+    total: list[int] = []
+
+    def told(event: Event) -> None:
+        if isinstance(event, NodeProgress) and event.node in streams:
+            total[:] = [event.total]
+        elif isinstance(event, Progress) and event.total is None and total:
+            event = replace(event, total=total[0])
+        sink(event)
+
+    return told

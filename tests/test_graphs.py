@@ -30,7 +30,9 @@ TINY = [
 
 def tiny(graph: Graph) -> list[str]:
     """Those settings that the graph has a node for."""
-    return [s for s in TINY if s.split(".")[0] in graph.nodes and "hr.path" not in s and _trains(graph)]
+    if not _trains(graph):
+        return [f"{id_}.path=nearest" for id_, entry in graph.nodes.items() if entry.class_type == "find_upscaler"]
+    return [s for s in TINY if s.split(".")[0] in graph.nodes]
 
 
 def _trains(graph: Graph) -> bool:

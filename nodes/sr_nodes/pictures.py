@@ -35,7 +35,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "WEBP": {"lossless": True},
 }
 # What Pillow's decoders raise for bytes that are no picture, beside OSError.
-_DAMAGE = (
+DAMAGE = (
     SyntaxError,
     ValueError,
     EOFError,
@@ -54,8 +54,8 @@ class UnreadablePicture(ValueError):  # noqa: N818 - it names what was met
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    # The filters belong to the process: never enter this from several threads at once.
+def quiet() -> Iterator[None]:
+    """Without Python's warnings. The filters belong to the process: never enter this from several threads at once."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -71,7 +71,7 @@ def read_picture(path: Path) -> Tensor:
         UnreadablePicture: it is missing, empty, a folder, not a picture, truncated, damaged, too large, or holds
             numbers that have no white (floating point, 32 bits).
     """
-    with _quiet():
+    with quiet():
         return _decode(path)
 
 
@@ -87,7 +87,7 @@ def read_pictures(
             return error
 
     results: list[T | UnreadablePicture] = []
-    with _quiet(), ThreadPoolExecutor() as pool:
+    with quiet(), ThreadPoolExecutor() as pool:
         for result in pool.map(attempt, paths):
             results.append(result)
             progress(len(results), len(paths))
@@ -97,17 +97,26 @@ def read_pictures(
 def decoded_bytes(path: Path) -> int:
     """The size in memory of a picture once decoded, by its header; 0 for one without a readable header."""
     try:
-        with _quiet(), PIL.Image.open(path) as picture:
+        with quiet(), PIL.Image.open(path) as picture:
             return 3 * picture.width * picture.height
-    except (OSError, PIL.Image.DecompressionBombError, *_DAMAGE):
+    except (OSError, PIL.Image.DecompressionBombError, *DAMAGE):
         return 0
 
 
 def _decode(path: Path) -> Tensor:
+    with readable(path), PIL.Image.open(path) as picture:
+        picture.load()
+        array = _rgb(ImageOps.exif_transpose(picture))
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """What decoders raise, as an UnreadablePicture that names the file."""
     try:
-        with PIL.Image.open(path) as picture:
-            picture.load()
-            array = _rgb(ImageOps.exif_transpose(picture))
+        yield
+    except UnreadablePicture:
+        raise
     except PIL.Image.DecompressionBombError as error:
         raise UnreadablePicture(f"{path}: too large: {error}") from error
     except UnidentifiedImageError as error:
@@ -115,9 +124,8 @@ def _decode(path: Path) -> Tensor:
         raise UnreadablePicture(f"{path}: {reason}") from error
     except OSError as error:
         raise UnreadablePicture(f"{path}: {error.strerror or f'damaged or truncated: {error}'}") from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise UnreadablePicture(f"{path}: damaged or unsupported: {error}") from error
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
 
 def _rgb(picture: PIL.Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -130,7 +138,7 @@ def _rgb(picture: PIL.Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
         picture = _on_white(picture)
     if picture.mode != "CMYK":
         picture = picture.convert("RGB")
-    return np.array(_through_profile(picture).convert("RGB"))
+    return np.array(through_profile(picture).convert("RGB"))
 
 
 def _on_white(picture: PIL.Image.Image) -> PIL.Image.Image:
@@ -148,7 +156,7 @@ def _from_16_bit(picture: PIL.Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]
     return np.repeat(eight[:, :, None], 3, axis=2)
 
 
-def _through_profile(picture: PIL.Image.Image) -> PIL.Image.Image:
+def through_profile(picture: PIL.Image.Image) -> PIL.Image.Image:
     """The picture in sRGB, where it says in a readable way that it is in something else."""
     profile = picture.info.get("icc_profile")
     if not profile:

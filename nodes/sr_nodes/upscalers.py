@@ -12,11 +12,14 @@ from torch.nn import functional as F
 from sr_nodes.assets import resolve
 from sr_nodes.degradation import bicubic_upscale
 from sr_nodes.generators import load_generator
+from sr_nodes.spandrel_nets import load_upscaler
 from sr_nodes.types import Generator
 from sr_pipeline.node import node
 from sr_pipeline.sockets import Device
 
 CPU = torch.device("cpu")
+BEST = "srresnet_small_x4"
+"""The best weights that ship; what is used where none are named."""
 Method = Literal["bicubic", "nearest"]
 
 
@@ -36,21 +39,45 @@ class Interpolation(Generator):
         return bicubic_upscale(lr, self.scale)
 
 
+def find(path: str, device: torch.device = CPU, scale: int = 4) -> Generator:
+    """A generator by the name of weights that ship, from a file that load_generator or load_upscaler reads, or an
+    interpolation.
+
+    Raises:
+        ValueError: there is no such file, and its text names the ways to get one; or no network is known for it.
+    """
+    if path in ("bicubic", "nearest"):
+        return Interpolation("bicubic" if path == "bicubic" else "nearest", scale)
+    shipped = f"sr_nodes:weights/{path}.safetensors"
+    place = shipped if resolve(shipped).is_file() else path
+    if not resolve(place).is_file():
+        names = ", ".join(sorted(p.stem for p in resolve("sr_nodes:weights").glob("*_x[0-9].safetensors")))
+        raise ValueError(
+            f"there is no model {path!r}: give the name of one that ships ({names}), bicubic or nearest, or a file: "
+            "one that a training has exported (sr-pipeline run train_srgan), or any other (.safetensors, .pth; "
+            "load_upscaler reads more than 40 architectures, with pip install 'sr-pipeline[spandrel]')"
+        )
+    try:
+        return load_generator(place, device=device)
+    except ValueError as error:
+        try:
+            return load_upscaler(place, device=device)
+        except ValueError as other:
+            raise ValueError(f"{error}; and by load_upscaler: {other}") from error
+
+
 @node(category="generator")
-def upscaler(model: str, scale: Annotated[int, Field(ge=2, le=8)] = 4, device: Device = CPU) -> Generator:
-    """A generator by name: what ``evaluate --model`` takes.
+def upscaler(model: str = BEST, scale: Annotated[int, Field(ge=2, le=8)] = 4, device: Device = CPU) -> Generator:
+    """A generator by name, as it was trained: what ``evaluate --model`` takes.
 
     Args:
-        model: bicubic (MATLAB's), nearest, the name of weights that the pack ships, or a file for load_generator.
+        model: the name of shipped weights, a file that load_generator or load_upscaler reads, bicubic or nearest.
         scale: of an interpolation; a file knows its own.
 
     Raises:
-        ValueError: as load_generator; or the file's scale is another one.
+        ValueError: there is no such model, or the file's scale is another one.
     """
-    if model in ("bicubic", "nearest"):
-        return Interpolation("bicubic" if model == "bicubic" else "nearest", scale)
-    shipped = f"sr_nodes:weights/{model}.safetensors"
-    generator = load_generator(shipped if resolve(shipped).is_file() else model, device=device)
+    generator = find(model, device, scale)
     if generator.scale != scale:
         raise ValueError(f"{model} enlarges {generator.scale} times, and {scale} is wanted; set scale, here and for LR")
     return generator

@@ -59,7 +59,7 @@ assert not found, found
 """
     result = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
-    for command in ("run", "validate", "plan", "nodes", "schema", "evaluate"):
+    for command in ("run", "validate", "plan", "nodes", "schema", "evaluate", "upscale", "export"):
         assert re.search(rf"^ +{command} ", result.stdout, re.MULTILINE)
 
 
@@ -135,8 +135,8 @@ def test_a_plan_up_to_one_node() -> None:
 def test_a_plan_as_a_drawing() -> None:
     lines = output("plan", "upscale", "--mermaid").splitlines()
     assert lines[0] == "flowchart LR"
-    assert '    n0["photo<br/><i>load_image</i>"]' in lines
-    assert "  n0 -->|lr| n2" in lines
+    assert '    n0["photo<br/><i>load_picture</i>"]' in lines
+    assert "  n0 -->|picture| n2" in lines
 
 
 def test_a_plan_as_text() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import struct
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +151,10 @@ def refused(path: Path, what: str) -> None:
     [
         (GOOD.replace("cat", "\u00e9").encode("latin-1"), "not UTF-8 text (byte 59); a graph is a JSON file"),
         (GOOD.encode("utf-16"), "not UTF-8 text (byte 0); a graph is a JSON file"),
-        (b"\x89PNG\r\n\x1a\n", "not UTF-8 text (byte 0); a graph is a JSON file"),
+        (
+            b"\x89PNG\r\n\x1a\n",
+            "this PNG carries no graph; give one that was written with its metadata, or a graph file",
+        ),
         (b"\xef\xbb\xbf", "the file is empty; a graph is an object of nodes by id"),
         (GOOD.encode() + b"\0", "not JSON at line 1, column 71: Extra data; mend the file there"),
         (b"[" * 100_000, "nested too deeply; a graph is an object of nodes by id"),
@@ -160,6 +165,28 @@ def test_bytes_that_are_refused(data: bytes, what: str, tmp_path: Path) -> None:
     path = tmp_path / "g.json"
     path.write_bytes(data)
     refused(path, what)
+
+
+def png(*chunks: tuple[bytes, bytes]) -> bytes:
+    parts = [
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in (*chunks, (b"IEND", b""))
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_a_png_carries_a_graph(tmp_path: Path) -> None:
+    """As ComfyUI writes it, in a PNG larger than a graph file may be; its faults name the picture."""
+    path = tmp_path / "a.png"
+    text = b"tEXt", b"prompt\0" + GOOD.encode()
+    path.write_bytes(png((b"IDAT", b"x" * (MAX_BYTES + 1)), text))
+    loaded = Graph.load(path)
+    assert (loaded, loaded.source) == (Graph.parse(GOOD), str(path))
+    path.write_bytes(png((b"tEXt", b"prompt\0{}")))
+    refused(path, "the graph is empty; add a node")
+    path.write_bytes(png(text)[:-20])
+    what = "this PNG's graph cannot be read: its text 'prompt' is cut short or damaged"
+    refused(path, f"{what}; give the picture as it was written")
 
 
 def test_a_file_that_is_too_large_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

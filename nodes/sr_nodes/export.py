@@ -1,0 +1,215 @@
+"""Generators for other programs: ONNX and TorchScript files, checked after they are written."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import math
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sr_nodes.generators import export_generator
+from sr_nodes.inference import Prepared, folded
+from sr_nodes.modules import CPU
+from sr_nodes.receptive import receptive_field
+from sr_nodes.spandrel_nets import SpandrelNet
+from sr_nodes.types import Generator
+from sr_pipeline.node import node
+from sr_pipeline.sockets import Every, RunDir
+
+_HERE = Path()
+_SIZES = ((16, 16), (9, 13), (5, 7))
+"""Of the pictures on which a written file is compared with the generator, in units of its grid."""
+_SAME = 1e-4
+_SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "safetensors": ".safetensors"}
+
+
+@node(category="generator", output=True)
+def export_onnx(
+    generator: Generator, filename: str = "generator.onnx", every: Every = 0, run_dir: RunDir = _HERE
+) -> None:
+    """Write a generator as ONNX into the run's folder: lr [B, 3, H, W] to sr, RGB float32 in [0, 1], clamped.
+
+    Batch, height and width are dynamic; of a network that folds pixels or has windows, height and width are multiples
+    of that. BatchNorm is folded. The file is compared with the generator in onnxruntime on three sizes before it takes
+    its name. Raises a ValueError where the network cannot be written or not for every size, where the file's SR
+    differs by more than 1e-4, and where the extra is missing.
+
+    Args:
+        generator: the network.
+        filename: a path inside the run's folder.
+        every: steps between two exports; 0 is once, after the last.
+    """
+    _written(_onnx(generator), _inside(run_dir, filename))
+
+
+@node(category="generator", output=True)
+def export_torchscript(
+    generator: Generator, filename: str = "generator.pt", every: Every = 0, run_dir: RunDir = _HERE
+) -> None:
+    """Write a generator as TorchScript into the run's folder: ``torch.jit.load`` runs it without this program.
+
+    [B, 3, H, W] to SR, RGB float32 in [0, 1], clamped, of any size; of a network that folds pixels or has windows,
+    height and width are multiples of that. BatchNorm is folded. The file is compared with the generator on three sizes
+    before it takes its name. Raises a ValueError where the file's SR differs by more than 1e-4.
+
+    Args:
+        generator: the network.
+        filename: a path inside the run's folder.
+        every: steps between two exports; 0 is once, after the last.
+    """
+    _written(_torchscript(generator), _inside(run_dir, filename))
+
+
+@node(category="generator", output=True)
+def export_model(
+    generator: Generator,
+    to: Literal["onnx", "torchscript", "safetensors"] = "onnx",
+    out: str | None = None,
+    run_dir: RunDir = _HERE,
+) -> str:
+    """Write a generator as a file of a kind, anywhere, and say what was written: what ``sr-pipeline export`` runs.
+
+    Raises a ValueError as ``export_onnx`` and ``export_torchscript``, and for a place that is a folder.
+
+    Args:
+        generator: the network.
+        to: the kind of file.
+        out: the file's path, as for any program; generator.onnx, .pt or .safetensors in the run's folder if empty.
+    """
+    target = Path(out).expanduser() if out else run_dir / f"generator{_SUFFIXES[to]}"
+    if target.is_dir():
+        raise ValueError(f"{target} is a folder; give a file's name in it")
+    if to == "safetensors":
+        export_generator(_trainable(generator), target.name, run_dir=target.parent)
+    else:
+        _written(_onnx(generator) if to == "onnx" else _torchscript(generator), target)
+    mebibytes = target.stat().st_size / 2**20
+    return f"{target}: {to}, {generator.architecture} x{generator.scale}, {mebibytes:.1f} MiB"
+
+
+class _Clamped(nn.Module):
+    """A folded copy of the generator on the CPU, with the clamp of ``generate``."""
+
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.net = folded(_trainable(generator)).float().to(CPU).requires_grad_(False)
+
+    def forward(self, lr: Tensor) -> Tensor:
+        sr: Tensor = self.net(lr)
+        return sr.clamp(0, 1)
+
+
+def _trainable(generator: Generator) -> Generator:
+    """The generator that a prepared one was made of."""
+    return generator.original[0] if isinstance(generator, Prepared) else generator
+
+
+def _grid(generator: Generator) -> int:
+    """The multiple that a picture's sides must be; what no probe can tell is taken for 1, and the check decides."""
+    plain = _trainable(generator)
+    wanted = plain.requirements.multiple_of if isinstance(plain, SpandrelNet) else 1
+    field = receptive_field(plain)
+    return math.lcm(wanted, field.grid if field else 1)
+
+
+def _example(grid: int) -> Tensor:
+    """Two pictures whose sides differ, so that no number in the file can be taken for another."""
+    return torch.rand(2, 3, 12 * grid, 15 * grid, generator=torch.Generator().manual_seed(0))
+
+
+def _onnx(generator: Generator) -> bytes:
+    runtime = _extra("onnxruntime")
+    _extra("onnxscript")
+    net, grid = _Clamped(generator), _grid(generator)
+    height, width = (
+        grid * torch.export.Dim(f"{side}_over_{grid}") if grid > 1 else torch.export.Dim(side)
+        for side in ("height", "width")
+    )
+    shapes = ({0: torch.export.Dim("batch"), 2: height, 3: width},)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's own parts, and nothing that its user could mend
+        try:
+            program = torch.onnx.export(
+                net,
+                (_example(grid),),
+                dynamo=True,
+                dynamic_shapes=shapes,
+                input_names=["lr"],
+                output_names=["sr"],
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            why = " ".join(str(error.__cause__ or error).split())[:300]
+            raise ValueError(f"this {generator.architecture} cannot be written as ONNX: {why}") from error
+    assert program is not None
+    content: bytes = program.model_proto.SerializeToString()
+    session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    shape = session.get_inputs()[0].shape
+    if any(isinstance(side, int) for side in shape[2:]):
+        raise ValueError(f"this {generator.architecture} can be written as ONNX for pictures of {shape} alone")
+    _compare(net, lambda lr: torch.from_numpy(session.run(None, {"lr": lr.numpy()})[0]), grid, "ONNX")
+    return content
+
+
+def _torchscript(generator: Generator) -> bytes:
+    net, grid = _Clamped(generator), _grid(generator)
+    with warnings.catch_warnings():
+        # Tracing is deprecated, and still what other programs read; what it warns of, the comparison decides.
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(net, _example(grid), check_trace=False)  # type: ignore[no-untyped-call]
+        content = io.BytesIO()
+        torch.jit.save(traced, content)
+        content.seek(0)
+        read = torch.jit.load(content)  # type: ignore[no-untyped-call]
+    _compare(net, read, grid, "TorchScript")
+    return content.getvalue()
+
+
+def _compare(net: nn.Module, other: Callable[[Tensor], Tensor], grid: int, kind: str) -> None:
+    """Raise a ValueError where the written network is another one."""
+    for height, width in _SIZES:
+        lr = torch.rand(1, 3, grid * height, grid * width, generator=torch.Generator().manual_seed(height))
+        with torch.no_grad():
+            wanted, found = net(lr), other(lr)
+        size = f"{grid * width} x {grid * height}"
+        if wanted.shape != found.shape:
+            shapes = f"{list(found.shape)} instead of {list(wanted.shape)}"
+            raise ValueError(f"the {kind} file gives {shapes} for a picture of {size}; export as safetensors instead")
+        if not float((wanted - found).abs().max()) <= _SAME:
+            difference = float((wanted - found).abs().max())
+            raise ValueError(
+                f"the {kind} file's SR of a picture of {size} differs from the generator's by {difference:.2g}, more "
+                f"than {_SAME:g}; export as safetensors instead"
+            )
+
+
+def _extra(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ValueError(f"an export to ONNX needs {name} ({error}); pip install 'sr-pipeline[onnx]'") from error
+
+
+def _inside(run_dir: Path, filename: str) -> Path:
+    target = (run_dir / filename).resolve()
+    if run_dir.resolve() not in target.parents or target.is_dir():
+        raise ValueError(f"{filename!r} is no file inside the run's folder {run_dir}; give a plain name")
+    return target
+
+
+def _written(content: bytes, target: Path) -> None:
+    """Written beside and renamed: nobody reads half a file."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        beside.write_bytes(content)
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)

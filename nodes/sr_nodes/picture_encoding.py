@@ -1,0 +1,129 @@
+"""A picture as the bytes of a file: what each format can hold of it, and how it is compressed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from io import BytesIO
+from typing import Any
+
+import PIL.Image
+import torch
+from PIL.ExifTags import IFD, Base
+from torch import Tensor
+
+from sr_nodes.picture_files import Picture, copied_exif
+from sr_nodes.pictures import DAMAGE
+from sr_nodes.png import encode_png16, with_prompt
+
+_QUALITY = {"JPEG": 95, "WEBP": 95, "AVIF": 85}
+_LONGEST = {"JPEG": 65500, "WEBP": 16383, "AVIF": 32768}
+
+
+def check_holds(kind: str, height: int, width: int) -> None:
+    """Refuse a size that a format cannot hold, before it is computed.
+
+    Raises:
+        ValueError: it names the longest side that the format holds.
+    """
+    longest = _LONGEST.get(kind, 2**31 - 1)
+    if max(height, width) > longest:
+        raise ValueError(f"{width}x{height} is more than {kind} holds, {longest} a side; write it as PNG or TIFF")
+
+
+def fitted(picture: Picture, kind: str) -> Picture:
+    """The picture as a format can hold it; its notes tell what that cost.
+
+    JPEG and BMP have no transparency: it is put on white. Only PNG holds 16 bits a channel, and TIFF those of gray.
+    WebP, AVIF and BMP have no gray: three equal channels. BMP has neither profile nor EXIF.
+    """
+    notes = list(picture.notes)
+    deep_tiff = kind == "TIFF" and len(picture.pixels) == 1 and picture.alpha is None
+    if picture.pixels.dtype == torch.uint16 and kind != "PNG" and not deep_tiff:
+        notes.append(f"16 bits a channel were written as the 8 that {kind} holds here; as PNG all are kept")
+        alpha = None if picture.alpha is None else _eight(picture.alpha)
+        picture = replace(picture, pixels=_eight(picture.pixels), alpha=alpha)
+    if picture.alpha is not None and kind in ("JPEG", "BMP"):
+        notes.append(f"transparency was put on white, because {kind} has none")
+        picture = replace(picture, pixels=_on_white(picture.pixels, picture.alpha), alpha=None)
+    if kind == "BMP" and (picture.icc or picture.exif):
+        notes.append("the colour profile and EXIF were left out, because BMP holds none")
+    return replace(picture, notes=tuple(notes))
+
+
+def _eight(levels: Tensor) -> Tensor:
+    return ((levels.to(torch.int32) + 128) // 257).to(torch.uint8)
+
+
+def _on_white(pixels: Tensor, alpha: Tensor) -> Tensor:
+    wide, share = pixels.to(torch.int32), alpha.to(torch.int32)
+    return ((wide * share + 255 * (255 - share) + 127) // 255).to(torch.uint8)
+
+
+def encode(
+    picture: Picture, kind: str, quality: int | None = None, metadata: bool = True, prompt: str | None = None
+) -> bytes:
+    """A picture as a file's bytes: PNG (level 6), JPEG (quality 95, 4:4:4), WebP (95), AVIF (85, 4:4:4), TIFF
+    (deflate) or BMP. The profile and the resolution are kept.
+
+    Args:
+        picture: one that ``fitted`` made.
+        kind: Pillow's name of the format.
+        quality: of JPEG, WebP and AVIF.
+        metadata: write EXIF, and the prompt into a PNG.
+        prompt: the graph that made it, as JSON.
+
+    Raises:
+        ValueError: the format cannot hold it.
+    """
+    check_holds(kind, *picture.size)
+    options = _options(picture, kind, quality, metadata)
+    if kind == "PNG":
+        options["pnginfo"] = with_prompt(prompt if metadata else None)
+    channels = picture.pixels if picture.alpha is None else torch.cat([picture.pixels, picture.alpha])
+    try:
+        if kind == "PNG" and channels.dtype == torch.uint16:
+            options.pop("compress_level")
+            return encode_png16(channels, 6, **options)
+        array = channels.permute(1, 2, 0).contiguous().numpy()
+        out = BytesIO()
+        PIL.Image.fromarray(array[:, :, 0] if len(channels) == 1 else array).save(out, kind, **options)
+    except (OSError, *DAMAGE) as error:
+        raise ValueError(f"it cannot be written as {kind}: {error}") from error
+    return out.getvalue()
+
+
+def _options(picture: Picture, kind: str, quality: int | None, metadata: bool) -> dict[str, Any]:
+    by_kind: dict[str, dict[str, Any]] = {
+        "PNG": {"compress_level": 6},
+        "JPEG": {"subsampling": "4:4:4"},
+        "AVIF": {"subsampling": "4:4:4"},
+        # Pillow compresses through libtiff, which takes none of EXIF's directories.
+        "TIFF": {} if picture.exif and metadata else {"compression": "tiff_adobe_deflate"},
+    }
+    options = by_kind.get(kind, {})
+    if kind in _QUALITY:
+        options["quality"] = quality or _QUALITY[kind]
+    if picture.dpi and kind not in ("WEBP", "AVIF"):
+        options["dpi"] = picture.dpi
+    if kind != "BMP":
+        if picture.icc:
+            options["icc_profile"] = picture.icc
+        if exif := _exif_for(picture, kind, metadata):
+            options["exif"] = exif
+    return options
+
+
+def _exif_for(picture: Picture, kind: str, metadata: bool) -> bytes | None:
+    exif = PIL.Image.Exif()
+    if picture.exif and metadata:
+        old = PIL.Image.Exif()
+        old.load(picture.exif)
+        exif = copied_exif(old, set(old))
+        ifd = exif.get(IFD.Exif, {})
+        for tag, side in ((Base.ExifImageHeight, picture.size[0]), (Base.ExifImageWidth, picture.size[1])):
+            if tag in ifd:
+                ifd[tag] = side
+    if picture.dpi and kind in ("WEBP", "AVIF"):
+        exif[Base.XResolution], exif[Base.YResolution] = picture.dpi
+        exif[Base.ResolutionUnit] = 2
+    return exif.tobytes() if len(exif) else None

@@ -1,0 +1,67 @@
+"""Memory is counted to the byte, and an error that says it ran out is told from others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from sr_nodes import memory
+from sr_nodes.memory import Peak, bytes_per_pixel, free_bytes, is_out_of_memory
+
+
+def test_the_peak_is_what_lives_at_once() -> None:
+    with Peak() as peak:
+        first = torch.zeros(1000)
+        second = first + 1
+        del first
+        third = second.view(10, 100)  # no memory of its own
+        third.mul_(2)
+        del second, third
+        last = torch.zeros(1500)
+    assert peak.bytes == 8000
+    assert last.shape == (1500,)
+
+
+def test_bytes_for_each_pixel() -> None:
+    # [1, 3] in, [1, 8] and [1, 8] alive together after that, in float32; then the input, 8 and 2.
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    assert bytes_per_pixel(net) == 4 * (3 + 8 + 8)
+
+
+def test_the_free_memory_is_some_of_this_machine() -> None:
+    total = int(next(line for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line).split()[1])
+    assert 0 < free_bytes() <= total * 1024
+
+
+@pytest.mark.parametrize(("limit", "free"), [("max", 1 << 62), ("1000", 400), ("500", 0)])
+def test_a_containers_limit_counts(tmp_path: Path, limit: str, free: int) -> None:
+    (tmp_path / "memory.max").write_text(limit + "\n")
+    (tmp_path / "memory.current").write_text("600\n")
+    assert memory._container(tmp_path) == free
+
+
+def test_without_a_container_there_is_no_limit(tmp_path: Path) -> None:
+    assert memory._container(tmp_path) == 1 << 62
+
+
+@pytest.mark.parametrize(
+    ("error", "out"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), True),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 80 bytes"), True),
+        (RuntimeError("expected 3 channels"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_what_says_that_memory_ran_out(error: Exception, out: bool) -> None:
+    assert is_out_of_memory(error) is out
+
+
+def test_torchs_own_error_is_known() -> None:
+    with pytest.raises(RuntimeError, match="you tried to allocate") as caught:
+        torch.empty(1 << 55)
+    assert is_out_of_memory(caught.value)

@@ -1,0 +1,138 @@
+"""What each format holds of a picture, read back by Pillow or by the reader that test_picture_files pins."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+import PIL.Image
+import pytest
+import torch
+from PIL import ImageCms
+from PIL.ExifTags import IFD, Base
+from torch import Tensor
+
+from sr_nodes.picture_encoding import check_holds, encode, fitted
+from sr_nodes.picture_files import KINDS, Picture, read_whole
+
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+EVERY = tuple(dict.fromkeys(KINDS.values()))
+LOSSLESS = ("PNG", "TIFF", "BMP")
+
+
+def values(channels: int, dtype: torch.dtype = torch.uint8, height: int = 6, width: int = 8) -> Tensor:
+    top = 256 if dtype == torch.uint8 else 65536
+    drawn = torch.randint(0, top, (channels, height, width), generator=torch.Generator().manual_seed(channels))
+    return drawn.to(dtype)
+
+
+def read_back(data: bytes, folder: Path) -> Picture:
+    (folder / "a").write_bytes(data)
+    return read_whole(folder / "a")
+
+
+def exif_bytes() -> bytes:
+    exif = PIL.Image.Exif()
+    exif[Base.Artist] = "me"
+    exif[Base.Orientation] = 1
+    exif[IFD.Exif] = {Base.ExifImageWidth: 2, Base.ExifImageHeight: 1, Base.FNumber: 2.8}
+    exif[IFD.GPSInfo] = {1: "N"}
+    return exif.tobytes()
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_profile_exif_and_resolution_are_kept(kind: str, tmp_path: Path) -> None:
+    picture = fitted(Picture(values(3), icc=SRGB, exif=exif_bytes(), dpi=(300.0, 150.0)), kind)
+    read = read_back(encode(picture, kind), tmp_path)
+    assert (read.kind, read.size) == (kind, (6, 8))
+    assert read.dpi == pytest.approx((300, 150), abs=0.02)
+    if kind == "BMP":
+        assert picture.notes == ("the colour profile and EXIF were left out, because BMP holds none",)
+        return
+    assert (read.icc, picture.notes) == (SRGB, ())
+    exif = PIL.Image.Exif()
+    assert read.exif is not None
+    exif.load(read.exif)
+    assert (exif[Base.Artist], exif.get_ifd(IFD.GPSInfo)) == ("me", {1: "N"})
+    shot = exif.get_ifd(IFD.Exif)
+    assert (shot[Base.ExifImageWidth], shot[Base.ExifImageHeight]) == (8, 6)  # the new size, not the old one's
+
+
+@pytest.mark.parametrize("kind", LOSSLESS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_lossless_formats_keep_every_value(kind: str, channels: int, tmp_path: Path) -> None:
+    pixels = values(channels)
+    assert torch.equal(read_back(encode(Picture(pixels), kind), tmp_path).pixels, pixels)
+
+
+@pytest.mark.parametrize("kind", [k for k in EVERY if k not in ("JPEG", "BMP")])
+def test_alpha_is_kept(kind: str, tmp_path: Path) -> None:
+    alpha = torch.zeros(1, 16, 16, dtype=torch.uint8)
+    alpha[:, :, 8:] = 255
+    picture = fitted(Picture(torch.full((3, 16, 16), 90, dtype=torch.uint8), alpha), kind)
+    read = read_back(encode(picture, kind, quality=100), tmp_path)
+    assert picture.notes == ()
+    assert read.alpha is not None
+    assert int((read.alpha.int() - alpha.int()).abs().max()) <= 3
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "BMP"])
+def test_without_alpha_it_is_put_on_white_and_told(kind: str, tmp_path: Path) -> None:
+    alpha = torch.tensor([[[0, 51, 255]]], dtype=torch.uint8)
+    fit = fitted(Picture(torch.full((1, 1, 3), 100, dtype=torch.uint8), alpha), kind)
+    assert fit.pixels.tolist() == [[[255, 224, 100]]]  # 0.2 * 100 + 0.8 * 255 = 224
+    assert fit.alpha is None
+    assert fit.notes == (f"transparency was put on white, because {kind} has none",)
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_16_bits_are_kept_or_rounded_and_told(kind: str, tmp_path: Path) -> None:
+    picture = Picture(values(3, torch.uint16))
+    fit = fitted(picture, kind)
+    if kind == "PNG":
+        assert torch.equal(read_back(encode(fit, kind), tmp_path).pixels, picture.pixels)
+        return
+    assert fit.notes == (f"16 bits a channel were written as the 8 that {kind} holds here; as PNG all are kept",)
+    assert torch.equal(fit.pixels.double(), (picture.pixels.double() / 257).round())
+
+
+def test_tiff_keeps_16_bits_of_gray(tmp_path: Path) -> None:
+    picture = Picture(values(1, torch.uint16))
+    assert torch.equal(read_back(encode(fitted(picture, "TIFF"), "TIFF"), tmp_path).pixels, picture.pixels)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
+@pytest.mark.parametrize("exif", [None, exif_bytes()])
+def test_metadata_can_be_left_out_and_the_look_stays(dtype: torch.dtype, exif: bytes | None) -> None:
+    picture = Picture(values(3, dtype), icc=SRGB, exif=exif, dpi=(300.0, 300.0))
+    for metadata in (True, False):
+        with PIL.Image.open(BytesIO(encode(picture, "PNG", metadata=metadata, prompt='{"a": 1}'))) as read:
+            read.load()
+            assert read.info.get("prompt") == ('{"a": 1}' if metadata else None)
+            assert bool(read.getexif()) == (metadata and exif is not None)
+            assert read.info["icc_profile"] == SRGB
+            assert read.info["dpi"] == pytest.approx((300, 300), abs=0.01)
+
+
+def test_quality_is_the_formats_own_or_the_users() -> None:
+    noisy = Picture(values(3, height=64, width=64))
+    for kind in ("JPEG", "WEBP", "AVIF"):
+        low, usual, high = (len(encode(noisy, kind, quality)) for quality in (10, None, 100))
+        assert low < usual < high
+    with PIL.Image.open(BytesIO(encode(noisy, "JPEG"))) as read:
+        assert [component[1:3] for component in read.layer] == [(1, 1)] * 3  # type: ignore[attr-defined]  # 4:4:4
+
+
+@pytest.mark.parametrize(("kind", "side"), [("WEBP", 16383), ("JPEG", 65500), ("AVIF", 32768)])
+def test_a_side_that_a_format_cannot_hold(kind: str, side: int) -> None:
+    check_holds(kind, 1, side)
+    with pytest.raises(ValueError, match=rf"{side + 1}x1 is more than {kind} holds, {side} a side; write it as PNG"):
+        check_holds(kind, 1, side + 1)
+    with pytest.raises(ValueError, match=f"more than {kind} holds"):
+        encode(Picture(torch.zeros(1, 1, side + 1, dtype=torch.uint8)), kind)
+
+
+def test_what_an_encoder_refuses_is_told() -> None:
+    with pytest.raises(ValueError, match="it cannot be written as JPEG"):
+        encode(replace(Picture(values(3)), alpha=values(1)), "JPEG")  # not fitted

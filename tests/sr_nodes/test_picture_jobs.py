@@ -1,0 +1,146 @@
+"""Which files a job is of, where their results go, and what a killed job leaves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import PIL.Image
+import pytest
+
+from sr_nodes.picture_files import PIPE
+from sr_nodes.picture_jobs import Format, Place, places, refusal, remove_stale, write_bytes
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, with photos/ in it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("b.jpg", "a.PNG", "sub/c.webp", "sub/deep/d.gif", ".hidden/e.png", "notes.txt", "[1].png"):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    return tmp_path
+
+
+def shown(found: list[Place]) -> dict[str, str]:
+    return {place.source.as_posix(): place.target.as_posix() for place in found}
+
+
+def test_a_folder_keeps_its_structure(photos: Path) -> None:
+    assert shown(places(["photos"], "out")) == {
+        "photos/[1].png": "out/[1].png",
+        "photos/a.PNG": "out/a.PNG",
+        "photos/b.jpg": "out/b.jpg",
+        "photos/sub/c.webp": "out/sub/c.webp",
+    }
+
+
+def test_format_and_suffix(photos: Path) -> None:
+    assert shown(places(["photos/sub"], "out", "jpg", "_x4")) == {"photos/sub/c.webp": "out/c_x4.jpg"}
+    assert shown(places(["photos/sub/deep/d.gif"], "out")) == {"photos/sub/deep/d.gif": "out/d.png"}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "targets"),
+    [
+        ("photos/*.jpg", ["out/b.jpg"]),
+        ("photos/*", ["out/[1].png", "out/a.PNG", "out/b.jpg"]),
+        ("photos/**/*.webp", ["out/sub/c.webp"]),
+        ("photos/[1].png", ["out/[1].png"]),
+        ("pho*/sub/*", ["out/photos/sub/c.webp"]),
+    ],
+)
+def test_patterns(photos: Path, pattern: str, targets: list[str]) -> None:
+    assert list(shown(places([pattern], "out")).values()) == targets
+    assert list(shown(places([str(photos / pattern)], "out")).values()) == targets
+
+
+def test_one_file_to_a_file_a_folder_or_a_pipe(photos: Path) -> None:
+    (photos / "there.png").mkdir()
+    one = ["photos/b.jpg"]
+    assert shown(places(one, "new.png")) == {"photos/b.jpg": "new.png"}
+    assert shown(places(one, "new")) == {"photos/b.jpg": "new/b.jpg"}
+    assert shown(places(one, "there.png")) == {"photos/b.jpg": "there.png/b.jpg"}
+    assert shown(places(one, "new.png/")) == {"photos/b.jpg": "new.png/b.jpg"}
+    assert places(one, "-") == [Place(Path("photos/b.jpg"), PIPE)]
+    assert places(["-"], "-") == [Place(PIPE, PIPE)]
+    assert places(["-"], "new.png") == [Place(PIPE, Path("new.png"))]
+    assert shown(places(["missing.png"], "new")) == {"missing.png": "new/missing.png"}  # told when it is read
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "format_", "words"),
+    [
+        (["photos"], "-", "same", "'-' is one picture to one file or to '-'"),
+        (["-"], "folder", "same", "'-' is one picture to one file"),
+        (["-", "photos"], "out", "same", "'-' is one picture to one file"),
+        (["photos"], "photos/b.jpg", "same", "'photos/b.jpg' is a file, and there are several pictures"),
+        (["photos/b.jpg"], "new.gif", "same", "'new.gif' is of a format that is not written; write one of .png"),
+        (["photos/b.jpg"], "new.png", "jpg", "the name 'new.png' and the format jpg contradict"),
+        (["photos/*.tiff"], "out", "same", r"no picture matches 'photos/\*.tiff'"),
+        (["photos/sub/deep"], "out", "same", "holds no picture"),
+    ],
+)
+def test_mistakes(photos: Path, inputs: list[str], output: str, format_: Format, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        places(inputs, output, format_)
+
+
+def test_results_are_not_inputs(photos: Path) -> None:
+    """An output folder inside the input folder is passed over; one around it, or it itself, is not."""
+    before = shown(places(["photos"], "photos/large"))
+    for target in before.values():
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+        Path(target).write_bytes(b"x")
+    assert shown(places(["photos"], "photos/large")) == before
+    assert shown(places(["photos/**/*"], "photos/large")) == before
+    assert len(places(["photos"], ".")) == len(places(["photos"], "photos")) == 2 * len(before)
+
+
+def test_refusals(photos: Path) -> None:
+    one, other = Path("photos/b.jpg"), Path("photos/a.PNG")
+    both = {one.resolve(), other.resolve()}
+    assert "its result would take its place" in refusal(Place(one, one), both, {}, overwrite=False)
+    assert refusal(Place(one, one), both, {}, overwrite=True) == ""
+    for overwrite in (False, True):
+        assert "which is one of the pictures to enlarge" in refusal(Place(one, other), both, {}, overwrite)
+        taken = {Path("out/b.png").resolve(): other}
+        words = "its result would be out/b.png, as that of photos/a.PNG is"
+        assert words in refusal(Place(one, Path("out/b.png")), both, taken, overwrite)
+    assert refusal(Place(one, Path("new/sub/b.jpg")), both, {}, overwrite=False) == ""
+    assert Path("new/sub").is_dir()
+    assert refusal(Place(PIPE, PIPE), both, {}, overwrite=False) == ""
+
+
+def test_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    name = "\u56fe" * 83 + ".png"  # 253 bytes: nothing can be put to it
+    write_bytes(tmp_path / name, b"first")
+    write_bytes(tmp_path / name, b"second")
+    assert (tmp_path / name).read_bytes() == b"second"
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_bytes(tmp_path / "folder", b"x")
+    assert {p.name for p in tmp_path.iterdir()} == {name, "folder"}
+
+
+def test_stale_files_are_removed_and_others_are_not(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / "sub").mkdir()
+    kept = [".sr-pipeline-1-0123abcd.part", ".sr-pipeline-x-0123abcd.part", "a.part", ".sr-pipeline-9.part"]
+    gone = [f".sr-pipeline-{dead.pid}-0123abcd.part", f"sub/.sr-pipeline-{os.getpid()}-0123abcd.part"]
+    for name in (*kept, *gone):
+        (tmp_path / name).write_bytes(b"")
+    remove_stale(tmp_path, recursive=False)
+    assert not (tmp_path / gone[0]).exists()
+    assert (tmp_path / gone[1]).exists()
+    remove_stale(tmp_path, recursive=True)
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == sorted(kept)
+
+
+def test_every_suffix_of_pillow_is_a_file_name(photos: Path) -> None:
+    assert ".gif" in PIL.Image.registered_extensions()  # what the refusal of new.gif rests on
+    assert shown(places(["photos/b.jpg"], "photos.v2")) == {"photos/b.jpg": "photos.v2/b.jpg"}

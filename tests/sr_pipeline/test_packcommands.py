@@ -1,0 +1,80 @@
+"""Commands of packs: what a flag sets, and the time left of a stream that knows its length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from sr_pipeline import packcommands
+from sr_pipeline.command import Command, Flag
+from sr_pipeline.events import Event, NodeProgress, Progress
+from sr_pipeline.packcommands import with_total
+
+COMMAND = Command(
+    name="grow",
+    graph="g",
+    help="",
+    flags=(
+        Flag("in", ("a.inputs",), "", required=True, multiple=True),
+        Flag("out", ("a.output",), "", required=True),
+        Flag("--tile", ("a.tile", "b.tile"), "", words={"auto": "auto", "none": None}, number=True),
+        Flag("--bare", ("a.metadata",), "", switch=True, constant=False),
+    ),
+    result="r",
+    text="t",
+    pipe="out",
+)
+
+
+def invoke(*words: str) -> Any:
+    app = typer.Typer()
+    app.command("grow")(packcommands._callback(COMMAND))
+    return CliRunner().invoke(app, list(words))
+
+
+def values(monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[dict[str, Any], bool]:
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(packcommands, "_run", lambda *given: calls.append(given))
+    result = invoke(*words)
+    assert result.exit_code == 0, result.output
+    ((_, found, _, _, _, pipes),) = calls
+    return found, pipes
+
+
+def test_arguments_by_position_words_numbers_and_switches(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert values(monkeypatch, "x", "y", "z") == ({"a.inputs": ["x", "y"], "a.output": "z"}, False)
+    given = ["x", "z", "--tile", "none", "--bare"]
+    wanted = {"a.inputs": ["x"], "a.output": "z", "a.tile": None, "b.tile": None, "a.metadata": False}
+    assert values(monkeypatch, *given) == (wanted, False)
+    found, pipes = values(monkeypatch, "-", "-", "--tile", "64")
+    assert (found["a.inputs"], found["a.output"], found["b.tile"], pipes) == (["-"], "-", 64, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["x", "z", "--tile", "6x"], "Invalid value for '--tile': '6x' is not auto or none or a whole number"),
+        (["z"], "Missing argument"),
+        (["x", "z", "--nix"], "No such option"),
+    ],
+)
+def test_mistakes_exit_with_2(words: list[str], error: str) -> None:
+    result = invoke(*words)
+    assert result.exit_code == 2
+    assert error in result.output
+
+
+def test_the_total_of_a_stream_that_tells_it() -> None:
+    heard: list[Event] = []
+    tell = with_total(heard.append, frozenset({"pictures"}))
+    tell(Progress(1, None, 2.0))
+    tell(NodeProgress("tiles", 3, 99))
+    tell(Progress(2, None, 2.0))
+    tell(NodeProgress("pictures", 3, 10))
+    tell(Progress(3, None, 2.0))
+    tell(Progress(4, 7, 2.0))
+    assert [event.total for event in heard if isinstance(event, Progress)] == [None, None, 10, 7]
+    assert len(heard) == 6
