@@ -15,6 +15,9 @@ from sr_pipeline.events import read_metrics
 
 
 def main(folder: Path) -> int:
+    if not (folder / "train" / "metrics.csv").is_file() or not (folder / "upscale" / "metrics.csv").is_file():
+        print(f"there is no run of the demo in {folder}; make demo makes one", file=sys.stderr)
+        return 2
     content = [value for _, name, value in read_metrics(folder / "train" / "metrics.csv") if name == "content_loss"]
     tenth = max(len(content) // 10, 1)
     first, last = mean(content[:tenth]), mean(content[-tenth:])

@@ -3,8 +3,8 @@
     python benchmarks/learns.py [--steps 10000] [--data ../shared/data] [--export FILE]
 
 It runs benchmarks/learns.json (4 blocks, 32 channels, batch 8, crop 64, L1, Adam 1e-3 falling by a cosine) through the
-engine, writes learns.result.json and learns.curve.png beside itself, and exits with 1 if the gain over bicubic is
-under 1 dB. A run that was stopped goes on from its last checkpoint.
+engine, writes learns.result.json and learns.curve.png into the run's folder (or --out), and exits with 1 if the gain
+over bicubic is under 1 dB. A run that was stopped goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ def main() -> int:
     parser.add_argument("--run-dir", type=Path, default=Path("runs/learns"))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--export", type=Path, help="copy the trained generator there")
+    parser.add_argument("--out", type=Path, help="folder of the result and the curve; the run's by default")
     options = parser.parse_args()
     graph = Graph.load(HERE / "learns.json")
     graph.nodes["photos"].inputs["folder"] = str(options.data / "photos")
@@ -59,18 +60,20 @@ def main() -> int:
     ]
     pairs = image_pairs(str(options.data / "testsets" / "Set5"))
     bicubic = sum(psnr(bicubic_upscale(p.lr), p.hr) for p in pairs) / len(pairs)
+    out = options.out or result.run_dir
     summary = {
         "set5_psnr_y": round(curve[-1][1], 3),
         "set5_psnr_y_bicubic": round(bicubic, 3),
         "gain_db": round(curve[-1][1] - bicubic, 3),
         "steps": options.steps,
         "seconds_of_last_session": round(seconds, 1),
+        "cpu_seconds_of_last_session": round(time.process_time(), 1),
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {options.device}",
         "torch": torch.__version__,
         "curve": [[step, round(value, 3)] for step, value in curve],
     }
-    (HERE / "learns.result.json").write_text(json.dumps(summary, indent=2) + "\n")
-    draw(curve, bicubic, HERE / "learns.curve.png")
+    (out / "learns.result.json").write_text(json.dumps(summary, indent=2) + "\n")
+    draw(curve, bicubic, out / "learns.curve.png")
     if options.export:
         shutil.copyfile(result.run_dir / "generator.safetensors", options.export)
     print(json.dumps({k: v for k, v in summary.items() if k != "curve"}, indent=2))

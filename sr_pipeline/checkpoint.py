@@ -31,11 +31,15 @@ def save(folder: Path, step: int, state: Mapping[str, Any], unchanged: Mapping[s
     tree = {name: _flatten(value.state_dict(), name, tensors) for name, value in state.items()}
     copies = {n: t.detach().to("cpu", copy=True, memory_format=torch.contiguous_format) for n, t in tensors.items()}
     content = json.dumps({"step": step, "state": tree, "unchanged": dict(unchanged)})
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step-{step:09d}.safetensors"
-    write_safely(path, copies, {"format": FORMAT, "content": content, "digest": _digest(copies, content)})
-    for old in _files(folder)[:-KEEP]:
-        old.unlink()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_safely(path, copies, {"format": FORMAT, "content": content, "digest": _digest(copies, content)})
+        for old in _files(folder)[:-KEEP]:
+            old.unlink()
+    except (SafetensorError, OSError) as error:
+        fix = "make room or mend the folder, then --resume: the checkpoint before is whole"
+        raise CheckpointError(str(path), f"the state cannot be saved: {error}", fix) from error
     return path
 
 

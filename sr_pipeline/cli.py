@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -53,7 +54,7 @@ def run(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     seed: Annotated[Optional[int], typer.Option(help="Of everything random; 0 by default.")] = None,
     run_dir: Annotated[Optional[Path], typer.Option(help="The run's folder.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's last checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last state, by the folder's graph.")] = False,
     only: OnlyOption = None,
     checkpoint_every: Annotated[
         Optional[int], typer.Option(min=1, help="Steps between checkpoints; by default one each five minutes.")
@@ -66,7 +67,7 @@ def run(
     from sr_pipeline.run import run as run_graph
     from sr_pipeline.signals import stop_on_signals
 
-    registry, loaded = _load(graph, settings, pack)
+    registry, loaded, run_dir = _load_run(graph, settings, pack, run_dir, resume)
     with console_for(sys.stdout) as console, stop_on_signals() as caught:
         result = run_graph(
             loaded,
@@ -83,7 +84,10 @@ def run(
             stop=lambda: bool(caught),
         )
     if result.interrupted:
-        typer.echo(f"go on with: sr-pipeline run {graph} --run-dir {result.run_dir} --resume")
+        options = [word for p in pack or () for word in ("--pack", p)] + (["--only", only] if only else [])
+        again = ["sr-pipeline", "run", graph, "--run-dir", str(result.run_dir), "--resume", *options]
+        saved = any(result.run_dir.glob("checkpoints/*"))
+        typer.echo(f"go on with: {shlex.join(again)}" if saved else "there was no state to save")
         raise typer.Exit(128 + caught[0])
     typer.echo(f"run folder: {result.run_dir}")
 
@@ -185,6 +189,9 @@ def main() -> None:
     add_pack_commands(app)
     try:
         app()
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
     except PipelineError as error:
         _print_error(error)
         sys.exit(1 if isinstance(error, (NodeRunError, CheckpointError)) else 2)
@@ -198,6 +205,24 @@ def _load(graph: str, settings: list[str] | None, pack: list[str] | None) -> tup
     loaded = find_graph(graph)
     registry = load_packs(pack or ())
     return registry, with_settings(loaded, registry, settings or ())
+
+
+def _load_run(
+    graph: str, settings: list[str] | None, pack: list[str] | None, run_dir: Path | None, resume: bool
+) -> tuple[Registry, Graph, Path | None]:
+    """What to run, and where. A resumed run goes on with the graph of its folder, and any new settings on top."""
+    from sr_pipeline.check import with_settings
+    from sr_pipeline.folder import find_folder
+    from sr_pipeline.graph import Graph
+    from sr_pipeline.registry import load_packs
+    from sr_pipeline.shipped import find_graph
+
+    loaded = find_graph(graph)
+    if resume:
+        folder = find_folder(run_dir, loaded)
+        run_dir, loaded = folder.path, Graph.load(folder.graph)
+    registry = load_packs(pack or ())
+    return registry, with_settings(loaded, registry, settings or ()), run_dir
 
 
 def _print_error(error: PipelineError) -> None:

@@ -143,21 +143,28 @@ class JsonLines:
 class MetricsCsv:
     """Scalars as rows ``step,name,value``.
 
-    Rows after ``start`` are of steps that a resumed run does again: dropped. What it tells again of before (setup, or
-    the end of a run that had ended) is there already: not written twice.
+    When the run says that it was resumed, rows of later steps are dropped, because it does those steps again; what it
+    tells again of before (setup, or the end of a run that had ended) is there already, and is not written twice.
     """
 
-    def __init__(self, path: Path, start: int = 0) -> None:
-        kept = [row for row in read_metrics(path) if row[0] <= start]
-        self.known = {(step, name) for step, name, _ in kept}
-        self.file = path.open("w", encoding="utf-8", newline="")
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._open(read_metrics(path))
+
+    def _open(self, rows: list[tuple[int, str, float]]) -> None:
+        beside = self.path.with_name(f".{self.path.name}.part")
+        with beside.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([("step", "name", "value"), *rows])
+        beside.replace(self.path)
+        self.known = {(step, name) for step, name, _ in rows}
+        self.file = self.path.open("a", encoding="utf-8", newline="")
         self.writer = csv.writer(self.file)
-        self.writer.writerow(("step", "name", "value"))
-        self.writer.writerows(kept)
-        self.file.flush()
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, Scalar) and (event.step, event.name) not in self.known:
+        if isinstance(event, Resumed):
+            self.file.close()
+            self._open([row for row in read_metrics(self.path) if row[0] <= event.step])
+        elif isinstance(event, Scalar) and (event.step, event.name) not in self.known:
             self.writer.writerow((event.step, event.name, repr(event.value)))
             self.file.flush()
 
@@ -205,6 +212,7 @@ class Channel:
     step: int = 0
     waiting: list[tuple[int, str, float | Tensor]] = field(default_factory=list)
     flushed: float = field(default_factory=time.monotonic)
+    warned: set[str] = field(default_factory=set)
 
     def emit(self, event: Event) -> None:
         for sink in self.sinks:
@@ -224,7 +232,11 @@ class Channel:
         tensors = [v for _, _, v in waiting if isinstance(v, Tensor)]
         numbers = {d: _read([v for v in tensors if v.device == d]) for d in {v.device for v in tensors}}
         for step, name, value in waiting:
-            self.emit(Scalar(step, name, next(numbers[value.device]) if isinstance(value, Tensor) else value))
+            number = next(numbers[value.device]) if isinstance(value, Tensor) else value
+            if not math.isfinite(number) and name not in self.warned:
+                self.warned.add(name)
+                self.emit(Warned(name, f"it is {number} at step {step}; look at what leads to it"))
+            self.emit(Scalar(step, name, number))
 
 
 def _read(tensors: list[Tensor]) -> Iterator[float]:

@@ -66,10 +66,15 @@ class Executor:
         self._steps = [self._bind(op) for op in self.plan.steps if op.type.kind != "stream"]
         self._stream = next((self._bind(op) for op in self.plan.steps if op.type.kind == "stream"), None)
 
-    def setup(self) -> None:
-        """Run the nodes that run once before the steps, and free what no step trains of gradients."""
+    def setup(self, stop: Callable[[], bool] = lambda: False) -> bool:
+        """Run the nodes that run once before the steps, and free what no step trains of gradients.
+
+        False where ``stop()`` was true before all had run.
+        """
         keys = self.cache.keys_of(self.plan) if self.cache is not None else {}
         for op in self.plan.setup:
+            if stop():
+                return False
             self._announce(op, "setup")
             if op.type.kind == "reducer":
                 self.reducers[op.node] = op.type.function()
@@ -82,6 +87,7 @@ class Executor:
         for name in self.plan.untrained:
             self.values[{**self.plan.state, **self.plan.unchanged}[name]].requires_grad_(False)
         self.reducers |= {name: self.plan.wiring.types[name].function() for name in self.plan.reducers}
+        return True
 
     def _cached(self, op: Op, key: str | None) -> Any:
         if self.cache is None or key is None:

@@ -81,6 +81,8 @@ def new_folder(path: Path | None, graph: Graph) -> RunFolder:
         path = next(p for p in (Path("runs") / name for name in names) if not p.exists())
     folder = RunFolder(path)
     if folder.record.exists():
+        if latest(folder.checkpoints) is None:
+            raise UsageError(f"--run-dir {path}", "holds a run that saved no state", "remove it or give another folder")
         raise UsageError(
             f"--run-dir {path}", "holds a run already", "give another folder, or --resume to go on with it"
         )

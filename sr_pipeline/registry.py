@@ -6,7 +6,9 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -85,7 +87,8 @@ def _import_pack(name: str) -> ModuleType:
     if path.suffix != ".py":
         if not _is_module(name):
             raise UsageError(f"--pack {name}", "no such module", "give an importable name or the path of a .py file")
-        return importlib.import_module(name)
+        with _told(name):
+            return importlib.import_module(name)
     if not path.is_file():
         raise UsageError(f"--pack {name}", "no such file", "give an importable name or the path of a .py file")
     taken = sys.modules.get(path.stem)
@@ -96,5 +99,25 @@ def _import_pack(name: str) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # worker processes and pickles find its classes by this name
-    spec.loader.exec_module(module)
+    try:
+        with _told(name):
+            spec.loader.exec_module(module)
+    except UsageError:
+        del sys.modules[path.stem]
+        raise
     return module
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Whatever a pack's own code raises while it is imported, as an error that says where."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, SyntaxError):
+            file, line = error.filename, error.lineno
+        else:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            file, line = frame.filename, frame.lineno
+        what = f"it cannot be imported: {type(error).__name__}: {error} ({file}, line {line})"
+        raise UsageError(f"--pack {name}", what, "mend it there") from error

@@ -102,15 +102,21 @@ def run(
         cache.device, cache.seed = str(where), seed
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        done = checkpoint.step_of(start) if start else 0
-        files: list[JsonLines | MetricsCsv | TensorBoard] = [JsonLines(folder.events), MetricsCsv(folder.metrics, done)]
-        if tensorboard:
-            files.append(TensorBoard(folder.path / "tensorboard"))
+        files = _file_sinks(folder, tensorboard)
         for file in files:
             stack.enter_context(closing(file))
         channel = Channel([*files, *sinks])
         executor = Executor(plan, Context(folder.path, seed, where, channel), cache)
         return _Runner(executor, folder, channel, checkpoint_every, stop, steps).run(start)
+
+
+def _file_sinks(folder: RunFolder, tensorboard: bool) -> list[JsonLines | MetricsCsv | TensorBoard]:
+    try:
+        files: list[JsonLines | MetricsCsv | TensorBoard] = [JsonLines(folder.events), MetricsCsv(folder.metrics)]
+    except OSError as error:
+        what = f"cannot be written: {error.strerror}: {error.filename}"
+        raise UsageError(f"--run-dir {folder.path}", what, "give another folder") from None
+    return [*files, TensorBoard(folder.path / "tensorboard")] if tensorboard else files
 
 
 @dataclass
@@ -138,13 +144,14 @@ class _Runner:
         if start is None:
             self.record()
         try:
-            self.executor.setup()
+            streams = self.plan.stream is not None  # which is asked to stop after a step: then there is a state to save
+            interrupted = not self.executor.setup((lambda: False) if streams else self.stop)
             if start is not None:
                 self.position = checkpoint.restore(start, self.executor.state(), self.digests())
                 self.saved = self.channel.step = self.position
                 self.record()  # only now: a graph that does not fit must not take the place of the one that does
                 self.channel.emit(Resumed(self.position))
-            interrupted = self.steps()
+            interrupted = interrupted or self.steps()
             if not interrupted:
                 self.executor.finish(self.position)
             self.channel.flush()
@@ -243,6 +250,8 @@ def with_steps(graph: Graph, registry: Registry, steps: int | None) -> Graph:
 def total_steps(plan: Plan, limit: int | None) -> int | None:
     """How many steps the whole run has; None where only the stream's end tells."""
     made = plan.wiring.types[plan.stream] if plan.stream else None
+    if made and plan.stream and "steps" in plan.wiring.links[plan.stream]:
+        return None  # another node says how many
     if made and plan.stream and "steps" in made.inputs:
         return int(plan.wiring.setting(plan.stream, made.inputs["steps"]))
     return limit

@@ -20,7 +20,7 @@ def stop_on_signals() -> Iterator[list[int]]:
             typer.echo("stopped at once; the last checkpoint is whole", err=True)
             raise SystemExit(128 + number)
         caught.append(number)
-        typer.echo("finishing the step and saving; once more to stop at once", err=True)
+        typer.echo("finishing what runs, and saving; once more to stop at once", err=True)
 
     before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
     try:

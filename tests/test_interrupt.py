@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -44,16 +45,14 @@ def test_signal_saves_and_resume_goes_on(number: signal.Signals, code: int, tmp_
     stopped = re.search(r"interrupted after step (\d+)", rest)
     assert stopped, rest
     step = int(stopped[1])
-    assert f"--run-dir {folder} --resume" in rest
+    hint = re.search(r"^go on with: sr-pipeline (.*)$", rest, re.MULTILINE)
+    assert hint, rest
     assert not (folder / "generator.safetensors").exists()
 
-    resumed = subprocess.run(
-        command(folder, "--resume", "--steps", str(step + 3)),
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=True,
-    )
+    again = [sys.executable, "-m", "sr_pipeline", *shlex.split(hint[1]), "--steps", str(step + 3)]
+    again = [sys.executable, "-m", "sr_pipeline", *shlex.split(hint[1]), "--steps", str(step + 3)]
+    resumed = subprocess.run(again, capture_output=True, text=True, env=environment, check=True)
+    assert json.loads((folder / "graph.json").read_text())["hr"]["inputs"]["size"] == 32  # as --set had it
     assert f"resumed from step {step}\n" in resumed.stdout
     assert (folder / "generator.safetensors").exists()
     events = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
@@ -74,3 +73,18 @@ def test_interrupt_before_the_first_step_can_be_resumed(tmp_path: Path) -> None:
         assert process.wait(timeout=60) == 130
     done = subprocess.run(command(folder, "--resume", "--steps", "1"), capture_output=True, text=True, check=True)
     assert "done after step 1" in done.stdout
+
+
+def test_interrupt_of_a_graph_without_steps(tmp_path: Path) -> None:
+    """It stops after the node that runs, and says that there was nothing to save."""
+    words = [sys.executable, "-m", "sr_pipeline", "run", "compare", "--run-dir", str(tmp_path / "run")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        for line in iter(process.stdout.readline, ""):
+            if line.startswith("setup: hr"):
+                break
+        process.send_signal(signal.SIGINT)
+        rest = process.stdout.read()
+        assert process.wait(timeout=60) == 130
+    assert "there was no state to save" in rest
+    assert not (tmp_path / "run" / "comparison.png").exists()

@@ -170,7 +170,7 @@ def test_metrics_come_back(tmp_path: Path, rows: list[tuple[int, str, float]]) -
             sink(Scalar(step, name, value))
     assert repr(read_metrics(path)) == repr(rows)
     written = path.read_bytes()
-    MetricsCsv(path, 9).close()
+    MetricsCsv(path).close()
     assert path.read_bytes() == written
 
 
@@ -187,7 +187,9 @@ def metrics(path: Path) -> Path:
 def test_rows_after_the_resumed_step_are_dropped(tmp_path: Path) -> None:
     path = metrics(tmp_path / "metrics.csv")
     rows = read_metrics(path)
-    with closing(MetricsCsv(path, 10)) as sink:
+    with closing(MetricsCsv(path)) as sink:
+        assert read_metrics(path) == rows  # a resume that is refused must lose nothing
+        sink(Resumed(10))
         sink(Scalar(10, "a", 1.0))  # told again: it is there
         sink(Scalar(11, "a", 2.0))
     assert read_metrics(path) == [*rows[:6], (11, "a", 2.0)]
@@ -204,3 +206,14 @@ def test_a_row_cut_short_is_left_out(tmp_path: Path) -> None:
 
 def test_no_file_has_no_metrics(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "metrics.csv") == []
+
+
+def test_a_number_that_is_none_is_warned_of_once() -> None:
+    heard: list[Event] = []
+    channel = Channel([heard.append])
+    for step, value in enumerate((1.0, float("nan"), float("nan")), start=1):
+        channel.step = step
+        channel.scalar("loss", torch.tensor(value))
+    channel.flush()
+    warnings = [event for event in heard if isinstance(event, Warned)]
+    assert warnings == [Warned("loss", "it is nan at step 2; look at what leads to it")]

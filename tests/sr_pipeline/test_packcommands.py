@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from typer.testing import CliRunner
 
 from sr_pipeline import packcommands
 from sr_pipeline.command import Command, Flag
+from sr_pipeline.errors import UsageError
 from sr_pipeline.events import Event, NodeProgress, Progress
 from sr_pipeline.packcommands import with_total
 
@@ -78,3 +81,18 @@ def test_the_total_of_a_stream_that_tells_it() -> None:
     tell(Progress(4, 7, 2.0))
     assert [event.total for event in heard if isinstance(event, Progress)] == [None, None, 10, 7]
     assert len(heard) == 6
+
+
+def test_the_usage_names_no_hidden_argument() -> None:
+    flags = (Flag("--testset", ("a.folders",), "", required=True, multiple=True),)
+    app = typer.Typer()
+    app.command("measure")(packcommands._callback(replace(COMMAND, flags=flags, pipe="")))
+    usage = CliRunner().invoke(app, ["--help"]).output
+    assert "[TESTSET]..." in usage
+    assert "more" not in usage
+
+
+def test_a_folder_that_holds_a_run_is_refused_without_a_word_of_resume(tmp_path: Path) -> None:
+    (tmp_path / "run.json").touch()
+    with pytest.raises(UsageError, match=r"^--run-dir .*: holds a run already; give another folder$"):
+        packcommands._run(COMMAND, {}, "cpu", tmp_path, False, False)

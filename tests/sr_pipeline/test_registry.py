@@ -140,3 +140,20 @@ def test_a_file_may_not_take_the_place_of_a_module(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"^{re.escape(words)}$"):
         load_packs([str(path)])
     assert sys.modules["json"] is before
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("def f(:\n", r"SyntaxError: .* \(.*mine\.py, line 1\); mend it there"),
+        ("\nimport no_such_library\n", r"ModuleNotFoundError: .*'no_such_library' \(.*mine\.py, line 2\); mend it"),
+        ("1 / 0\n", r"ZeroDivisionError: division by zero \(.*mine\.py, line 1\); mend it there"),
+    ],
+)
+def test_a_pack_that_cannot_be_imported(code: str, words: str, tmp_path: Path) -> None:
+    """It says where, and a mended file is read again."""
+    pack = tmp_path / "mine.py"
+    pack.write_text(code)
+    with pytest.raises(UsageError, match=r"--pack .*mine\.py: it cannot be imported: " + words):
+        load_packs([str(pack)])
+    assert "mine" not in sys.modules

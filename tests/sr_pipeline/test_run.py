@@ -428,3 +428,15 @@ def test_the_last_item_is_known_and_one_is_read_ahead() -> None:
     seen = [(item, last, len(taken)) for item, last in with_last(items())]
     assert seen == [(0, False, 2), (1, False, 3), (2, True, 3)]
     assert list(with_last([])) == []
+
+
+def test_files_of_a_run_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").mkdir()
+    with pytest.raises(UsageError, match=r"cannot be written: Is a directory: .*events.jsonl; give another folder"):
+        toys.run_of(toys.REGRESSION, tmp_path)
+
+
+def test_a_folder_of_a_run_that_saved_nothing(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(UsageError, match="holds a run that saved no state; remove it or give another folder"):
+        toys.run_of(toys.REGRESSION, tmp_path)
