@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from sr_pipeline.command import Command, Flag
+from sr_pipeline.jsontext import strict_json
 
 if TYPE_CHECKING:
     from sr_pipeline.events import Event, Sink
@@ -54,10 +54,9 @@ def _callback(command: Command) -> Callable[..., None]:
 def _parameters(command: Command) -> Iterator[Parameter]:
     for flag in command.flags:
         yield _parameter(flag)
-    if any(
-        flag.multiple and not flag.by_position for flag in command.flags
-    ):  # `--flag A B`: the parser gives B to this
-        rest = Annotated[Optional[list[str]], typer.Argument(hidden=True)]
+    many = next((flag for flag in command.flags if flag.multiple and not flag.by_position), None)
+    if many:  # `--flag A B`: the parser gives B to this
+        rest = Annotated[Optional[list[str]], typer.Argument(hidden=True, metavar=many.key.upper())]
         yield Parameter("more", Parameter.KEYWORD_ONLY, default=None, annotation=rest)
     common: tuple[tuple[str, Any, Any], ...] = (
         ("device", "auto", Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]),
@@ -108,12 +107,16 @@ def _run(
     command: Command, values: dict[str, Any], device: str, run_dir: Path | None, as_json: bool, pipes: bool
 ) -> None:
     from sr_pipeline.console import console_for
+    from sr_pipeline.errors import UsageError
+    from sr_pipeline.folder import RunFolder
     from sr_pipeline.processes import temporary_folder
     from sr_pipeline.registry import load_packs
     from sr_pipeline.run import run
     from sr_pipeline.shipped import find_graph
     from sr_pipeline.signals import stop_on_signals
 
+    if run_dir is not None and RunFolder(run_dir).record.exists():  # here, because these commands have no --resume
+        raise UsageError(f"--run-dir {run_dir}", "holds a run already", "give another folder")
     registry = load_packs()
     graph = find_graph(command.graph)
     for place, value in values.items():
@@ -131,7 +134,7 @@ def _run(
     if result.interrupted:
         raise typer.Exit(128 + caught[0])
     if as_json:
-        typer.echo(json.dumps(result.outputs[command.result], indent=2), err=pipes)
+        typer.echo(strict_json(result.outputs[command.result]), err=pipes)
     else:
         folder = f"\nrun folder: {result.run_dir}" if kept else ""
         typer.echo(f"{result.outputs[command.text]}{folder}", err=pipes)

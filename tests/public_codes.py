@@ -188,23 +188,25 @@ class BasicMSRResNet(nn.Module):
             out: Tensor = x + self.conv2(torch.relu(self.conv1(x)))
             return out
 
-    def __init__(self, scale: int = 4) -> None:
+    def __init__(self, scale: int = 4, body: str = "body", high: str = "conv_hr") -> None:
         super().__init__()
         self.scale, self.factor = scale, 2 if scale == 4 else scale
+        self.names = body, high
         self.conv_first = nn.Conv2d(3, C, 3, padding=1)
-        self.body = nn.Sequential(self.Block(), self.Block(), self.Block())
+        self.add_module(body, nn.Sequential(self.Block(), self.Block(), self.Block()))
         self.upconv1 = nn.Conv2d(C, C * self.factor**2, 3, padding=1)
         if scale == 4:
             self.upconv2 = nn.Conv2d(C, C * 4, 3, padding=1)
-        self.conv_hr = nn.Conv2d(C, C, 3, padding=1)
+        self.add_module(high, nn.Conv2d(C, C, 3, padding=1))
         self.conv_last = nn.Conv2d(C, 3, 3, padding=1)
 
     def forward(self, lr: Tensor) -> Tensor:
         act = nn.LeakyReLU(0.1)
-        x = act(F.pixel_shuffle(self.upconv1(self.body(act(self.conv_first(lr)))), self.factor))
+        body, high = (self.get_submodule(name) for name in self.names)
+        x = act(F.pixel_shuffle(self.upconv1(body(act(self.conv_first(lr)))), self.factor))
         if self.scale == 4:
             x = act(F.pixel_shuffle(self.upconv2(x), 2))
-        sr: Tensor = self.conv_last(act(self.conv_hr(x)))
+        sr: Tensor = self.conv_last(act(high(x)))
         return sr + F.interpolate(lr, scale_factor=self.scale, mode="bilinear", align_corners=False)
 
 
@@ -351,6 +353,10 @@ CASES = {
     "MSRResNet": Case(BasicMSRResNet, "msrresnet", {"scale": 4, "blocks": 3, "channels": C}),
     "MSRResNet x2": Case(lambda: BasicMSRResNet(2), "msrresnet", {"scale": 2}),
     "MSRResNet x3": Case(lambda: BasicMSRResNet(3), "msrresnet", {"scale": 3}),
+    "KAIR's MSRResNet1": Case(
+        lambda: BasicMSRResNet(4, "recon_trunk", "HRconv"), "msrresnet", {"scale": 4, "blocks": 3, "channels": C}
+    ),
+    "KAIR's MSRResNet1 x3": Case(lambda: BasicMSRResNet(3, "recon_trunk", "HRconv"), "msrresnet", {"scale": 3}),
     "RRDBNet": Case(lambda: Rrdbs(Rrdbs.NEW, "rdb"), "rrdbnet", {"scale": 4, "blocks": 2, "channels": C, "growth": 3}),
     "RRDBNet x2": Case(lambda: Rrdbs(Rrdbs.NEW, "rdb", fold=2), "rrdbnet", {"scale": 2}),
     "RRDBNet x1": Case(lambda: Rrdbs(Rrdbs.NEW, "rdb", fold=4), "rrdbnet", {"scale": 1}),

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
+import PIL.Image
 import pytest
 
-from sr_nodes.assets import graphs
+from sr_nodes.assets import graphs, resolve
 from sr_pipeline.check import with_settings
 from sr_pipeline.events import read_metrics
 from sr_pipeline.graph import Graph
@@ -39,6 +42,32 @@ def _trains(graph: Graph) -> bool:
     return any(entry.class_type == "random_crops" for entry in graph.nodes.values())
 
 
+def size(path: Path) -> tuple[int, int]:
+    with PIL.Image.open(path) as picture:
+        return picture.size
+
+
+PHOTO = size(resolve("sr_nodes:samples/test/picosdeeuropa.jpg"))
+
+
+def _evaluated(folder: Path) -> bool:
+    content = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    return [len(figures["images"]) for figures in content["sets"].values()] == [2]
+
+
+PRODUCTS: dict[str, Callable[[Path], bool]] = {
+    "evaluate": _evaluated,
+    "compare": lambda folder: min(size(folder / "comparison.png")) > 320 and size(folder / "upscaled.png") == PHOTO,
+    "upscale": lambda folder: size(folder / "upscaled.png") == (4 * PHOTO[0], 4 * PHOTO[1]),
+    "upscale_folder": lambda folder: (
+        size(folder / "upscaled" / "picosdeeuropa.jpg") == (4 * PHOTO[0], 4 * PHOTO[1])
+        and (folder / "upscaled" / "picture-1a.jpg").is_file()
+    ),
+    "export": lambda folder: (folder / "generator.onnx").stat().st_size > 100,
+}
+"""What each graph that does not train leaves in its folder."""
+
+
 @pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
 def test_graph_runs_two_steps(path: Path, registry: Registry, tmp_path: Path) -> None:
     graph = Graph.load(path)
@@ -51,6 +80,8 @@ def test_graph_runs_two_steps(path: Path, registry: Registry, tmp_path: Path) ->
         assert (result.run_dir / "previews" / "00000002.png").is_file()
         names = {name for _, name, _ in read_metrics(result.run_dir / "metrics.csv")}
         assert {"validate/psnr_y", "content_loss"} <= names
+    else:
+        assert PRODUCTS[path.stem](result.run_dir)
 
 
 @pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)

@@ -12,6 +12,15 @@ COMMANDS = (
         flags=(
             Flag("--model", ("model.model", "report.model"), "A weights file, bicubic or nearest.", required=True),
             Flag("--testset", ("pictures.folders",), "Folders of LR/HR pairs, or of HR.", required=True, multiple=True),
+            Flag(
+                "--scale",
+                (
+                    *("model.scale", "pictures.scale", "report.scale"),
+                    *("psnr_y.border", "ssim_y.border", "psnr_rgb.border", "report.border"),  # as the papers cut it
+                ),
+                "Of the model and the pairs, and the border that is cut: 4.",
+                number=True,
+            ),
         ),
         result="report",
         text="table",
@@ -38,7 +47,7 @@ COMMANDS = (
                 words={"exact": "exact"},
                 number=True,
             ),
-            Flag("--batch", ("sr.batch",), "Tiles at once; 0 is by the free memory.", number=True),
+            Flag("--batch", ("sr.batch",), "Tiles at once; 0 is 1 on a CPU, and what keeps a GPU busy.", number=True),
             Flag(
                 "--precision",
                 ("generator.precision",),

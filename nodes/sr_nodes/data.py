@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sr_nodes.assets import resolve
+from sr_nodes.modules import CPU
 from sr_nodes.pictures import (
-    CPU,
     UnreadablePicture,
     decoded_bytes,
     find_pictures,

@@ -33,9 +33,10 @@ def bicubic(hr: Image, scale: Factor = 4, eight_bit: bool = False) -> Image:
     # number of output pixels, so that the ratio of sizes is exactly `scale`.
     height, width = (math.ceil(n / scale) for n in hr.shape[-2:])
     pad = 2 * scale
-    padded = _mirror(hr, pad, (pad + height * scale - hr.shape[-2], pad + width * scale - hr.shape[-1]))
+    # In float64, because float32 sums are off by more than 0.0001 of a gray level.
+    padded = _mirror(hr, pad, (pad + height * scale - hr.shape[-2], pad + width * scale - hr.shape[-1])).double()
     small = F.interpolate(padded, size=(height + 4, width + 4), mode="bicubic", antialias=True)
-    lr = small[..., 2:-2, 2:-2].clamp(0, 1)
+    lr = small[..., 2:-2, 2:-2].clamp(0, 1).to(hr.dtype)
     return (lr * 255).round() / 255 if eight_bit else lr
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import csv
 import html
 import io
-import json
+import urllib.parse
 from pathlib import Path
 from typing import Annotated, Any
 
-from sr_nodes.degradation import bicubic_upscale
+from pydantic import Field
+
+from sr_nodes.degradation import Factor, bicubic_upscale
 from sr_nodes.images import comparison
 from sr_nodes.pairs import Label
 from sr_nodes.types import Image
+from sr_pipeline.jsontext import strict_json
 from sr_pipeline.node import node
 from sr_pipeline.sockets import SILENT, Report, RunDir, Socket
 
@@ -37,6 +40,7 @@ PAPER: dict[str, dict[str, tuple[float, float]]] = {
 }
 """SRGAN (Ledig et al., CVPR 2017), tables 1 and 2: PSNR in dB and daala's SSIM, Y, 4-pixel border cut."""
 
+PAPER_SCALE = 4
 HERE = Path()
 METRICS = ("psnr_y", "ssim_y", "psnr_rgb")
 
@@ -100,25 +104,44 @@ def sheet_path(testset: str, name: str) -> str:
 
 
 @node(category="evaluation", output=True)
-def evaluation_report(evaluation: Evaluation, model: str, run_dir: RunDir = HERE) -> Evaluation:
+def evaluation_report(
+    evaluation: Evaluation,
+    model: str,
+    scale: Factor = PAPER_SCALE,
+    border: Annotated[int, Field(ge=0)] = 4,
+    run_dir: RunDir = HERE,
+) -> Evaluation:
     """Write evaluation.json, evaluation.csv and report.html into the run's folder.
 
-    Gives ``{"model": ..., "sets": {"Set5": {"psnr_y": ..., "ssim_y": ..., "images": [...], "paper": {...}}}}``, where
-    paper holds the columns of the SRGAN paper for that set, with its own SSIM (daala's, not Wang's).
+    Gives ``{"model": ..., "scale": ..., "border": ..., "sets": {"Set5": {"psnr_y": ..., "ssim_y": ..., "images": [...],
+    "paper": {...}}}}``, where paper holds the columns of the SRGAN paper for that set at scale 4, with its own SSIM
+    (daala's, not Wang's). JSON has no infinity: the PSNR of a picture that is equal to its HR is null in
+    evaluation.json, and so is the mean of its set.
 
     Args:
         evaluation: the figures.
         model: what was measured, for the title.
+        scale: how many times the model enlarges; the paper's columns are of 4.
+        border: pixels that the metrics left out at each edge, for the note.
     """
     sets = {
-        name: {**figures, "paper": {c: {"psnr_y": p, "ssim_daala": s} for c, (p, s) in PAPER.get(name, {}).items()}}
-        for name, figures in evaluation.items()
+        name: {**figures, "paper": _paper(name) if scale == PAPER_SCALE else {}} for name, figures in evaluation.items()
     }
-    content = {"model": model, "sets": sets}
-    (run_dir / "evaluation.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    content = {"model": model, "scale": scale, "border": border, "sets": sets}
+    (run_dir / "evaluation.json").write_text(strict_json(content) + "\n", encoding="utf-8")
     (run_dir / "evaluation.csv").write_text(_csv(sets), encoding="utf-8")
     (run_dir / "report.html").write_text(_page(content), encoding="utf-8")
     return content
+
+
+def _paper(testset: str) -> dict[str, dict[str, float]]:
+    """The paper's columns for a set, by its name in any case."""
+    columns = next((c for name, c in PAPER.items() if name.casefold() == testset.casefold()), {})
+    return {column: {"psnr_y": p, "ssim_daala": s} for column, (p, s) in columns.items()}
+
+
+def _note(content: dict[str, Any]) -> str:
+    return f"Y is BT.601 studio range, {content['border']}-pixel border cut."
 
 
 @node(category="evaluation", output=True)
@@ -136,8 +159,8 @@ def evaluation_table(report: Evaluation) -> str:
         for column, paper in figures["paper"].items():
             lines.append(f"  {'paper: ' + column:<24} {paper['psnr_y']:6.2f} dB {paper['ssim_daala']:8.4f}*")
         lines.append("")
-    if any(figures["paper"] for figures in report["sets"].values()):
-        lines.append("Y is BT.601 studio range, 4-pixel border cut. * daala's SSIM, which is not comparable to Wang's.")
+    daala = any(figures["paper"] for figures in report["sets"].values())
+    lines.append(_note(report) + (" * daala's SSIM, which is not comparable to Wang's." if daala else ""))
     return "\n".join(lines).rstrip()
 
 
@@ -167,11 +190,11 @@ def _page(content: dict[str, Any]) -> str:
     for testset, figures in content["sets"].items():
         body += [f"<h2>{html.escape(testset)}</h2>", _rows(model, figures)]
         for image in figures["images"]:
-            name, source = html.escape(image["name"]), html.escape(sheet_path(testset, image["name"]), quote=True)
+            name, source = html.escape(image["name"]), urllib.parse.quote(sheet_path(testset, image["name"]))
             caption = f"{name}: {image['psnr_y']:.2f} dB, SSIM {image['ssim_y']:.4f}"
             body.append(f'<figure><img src="{source}" alt="{name}"><figcaption>{caption}</figcaption></figure>')
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{model}</title><style>{_STYLE}</style>'
-    note = "<p>Y is BT.601 studio range, 4-pixel border cut. The paper's SSIM is daala's, not Wang's.</p>"
+    note = f"<p>{_note(content)} The paper's SSIM is daala's, not Wang's.</p>"
     return "\n".join([head, *body, note]) + "\n"
 
 

@@ -28,6 +28,8 @@ _SIZES = ((16, 16), (9, 13), (5, 7))
 """Of the pictures on which a written file is compared with the generator, in units of its grid."""
 _SAME = 1e-4
 _SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt", "safetensors": ".safetensors"}
+_KINDS = {suffix: kind for kind, suffix in _SUFFIXES.items()} | {".pth": "torchscript"}
+"""What a suffix says a file is; any other says nothing."""
 
 
 @node(category="generator", output=True)
@@ -76,7 +78,8 @@ def export_model(
 ) -> str:
     """Write a generator as a file of a kind, anywhere, and say what was written: what ``sr-pipeline export`` runs.
 
-    Raises a ValueError as ``export_onnx`` and ``export_torchscript``, and for a place that is a folder.
+    Raises a ValueError as ``export_onnx`` and ``export_torchscript``, for a place that is a folder or cannot be written
+    to, for a suffix of another kind, and for safetensors of what has no weights.
 
     Args:
         generator: the network.
@@ -86,10 +89,18 @@ def export_model(
     target = Path(out).expanduser() if out else run_dir / f"generator{_SUFFIXES[to]}"
     if target.is_dir():
         raise ValueError(f"{target} is a folder; give a file's name in it")
-    if to == "safetensors":
-        export_generator(_trainable(generator), target.name, run_dir=target.parent)
-    else:
-        _written(_onnx(generator) if to == "onnx" else _torchscript(generator), target)
+    if _KINDS.get(target.suffix.lower(), to) != to:
+        raise ValueError(f"the name {str(target)!r} and the kind {to} contradict each other; name it {_SUFFIXES[to]}")
+    if to == "safetensors" and not _trainable(generator).state_dict():
+        raise ValueError(f"this {generator.architecture} has no weights for safetensors; export it as torchscript")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)  # told before the work, and not after
+        if to == "safetensors":
+            export_generator(_trainable(generator), target.name, run_dir=target.parent)
+        else:
+            _written(_onnx(generator) if to == "onnx" else _torchscript(generator), target)
+    except OSError as error:
+        raise ValueError(f"{target} cannot be written: {error.strerror or error}; give another path") from error
     mebibytes = target.stat().st_size / 2**20
     return f"{target}: {to}, {generator.architecture} x{generator.scale}, {mebibytes:.1f} MiB"
 

@@ -140,7 +140,8 @@ def comparison(
     """A sheet to look at: the whole HR, and beside it four magnified views of where SR and baseline differ most.
 
     The views are a square of a sixth of HR's short side, at least 48 pixels, on the grid of LR's pixels: the one with
-    the largest sum of squared differences of SR and baseline. They are magnified by a whole number, without smoothing.
+    the largest sum of squared differences of SR and baseline, or of SR and HR where SR is the baseline. They are
+    magnified by a whole number, without smoothing.
     Under baseline and SR stands the PSNR of the whole picture (Y, 8 bits, border cut by the scale).
 
     Args:
@@ -159,7 +160,7 @@ def comparison(
     scale = hr.shape[2] // lr.shape[2]
     if len(hr) != 1 or hr.shape[2:] != (scale * lr.shape[2], scale * lr.shape[3]):
         raise ValueError(f"lr is {list(lr.shape)} and hr {list(hr.shape)}; give one image and its LR")
-    window = busiest_window(sr, baseline, scale)
+    window = busiest_window(sr, hr if torch.equal(sr, baseline) else baseline, scale)
     panels = [
         ("LR", window.divided(scale).cut(lr)),
         (f"bicubic  {psnr(baseline, hr, border=scale):.2f} dB", window.cut(baseline)),

@@ -92,7 +92,11 @@ LAYOUTS = (
     ),
     Layout(
         "BasicSR's MSRResNet", "msrresnet",
-        {r"((?:conv_first|conv_hr|conv_last|upconv[12]|body\.\d+\.conv[12])\.\w+)": r"\1"},
+        {
+            r"((?:conv_first|conv_last|upconv[12])\.\w+)": r"\1",
+            r"(?:body|recon_trunk)\.(\d+\.conv[12]\.\w+)": r"body.\1",  # the latter is KAIR's, as HRconv
+            rf"(?:conv_hr|HRconv)\.{_ANY}": r"conv_hr.\1",
+        },
     ),
     Layout(
         "BasicSR's RRDBNet (Real-ESRGAN)", "rrdbnet",

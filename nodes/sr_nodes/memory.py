@@ -17,6 +17,13 @@ from sr_nodes.modules import CPU
 
 _UNKNOWN = 2 * 1024**3
 """Bytes taken for free where the system does not tell: Windows and macOS without psutil."""
+_MUCH = 1 << 62
+"""Bytes, where there is no limit."""
+_CGROUPS = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Of v2 and v1: the limit, what is used, and what of it are cached files that the system drops when it needs room."""
 _PROBE = 32
 _SIGNS = ("not enough memory", "can't allocate memory", "out of memory", "could not allocate")
 
@@ -46,12 +53,25 @@ def _has_pages() -> bool:
 
 
 def _container(folder: Path = Path("/sys/fs/cgroup")) -> int:
-    """What a container's limit leaves; without one, more than there is."""
+    """What a container's limit leaves, by cgroup v2 or v1; without one, more than there is."""
+    for limit_name, used_name, inactive in _CGROUPS:
+        try:
+            limit, used = ((folder / name).read_text(encoding="ascii").strip() for name in (limit_name, used_name))
+        except OSError:
+            continue
+        # v1 says 2^63 where there is no limit
+        stat = (folder / limit_name).with_name("memory.stat")
+        return _MUCH if limit == "max" else min(_MUCH, max(0, int(limit) - int(used) + _counter(stat, inactive)))
+    return _MUCH
+
+
+def _counter(stat: Path, name: str) -> int:
+    """One number of a ``memory.stat``; 0 where it does not tell."""
     try:
-        limit, used = ((folder / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
+        lines = stat.read_text(encoding="ascii").splitlines()
     except OSError:
-        return 1 << 62
-    return 1 << 62 if limit == "max" else max(0, int(limit) - int(used))
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(f"{name} ")), 0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

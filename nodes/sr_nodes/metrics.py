@@ -50,7 +50,7 @@ def psnr(
         eight_bit: clamp and round both pictures to 8 bits first, as files would be.
 
     Raises:
-        ValueError: the shapes differ, or the border leaves no pixel.
+        ValueError: the shapes differ, the batch is empty, a value is not finite, or the border leaves no pixel.
     """
     one, other = compared(sr, hr, channel, border, eight_bit)
     return float((10 * torch.log10(255**2 / (one - other).square().mean(dim=(1, 2, 3)))).mean())
@@ -60,10 +60,15 @@ def compared(sr: Tensor, hr: Tensor, channel: str, border: int, eight_bit: bool)
     """Two pictures as metrics compare them: float64 values in 0..255, [B, 1 or 3, H, W], the border cut.
 
     Raises:
-        ValueError: the shapes differ, or the border leaves no pixel.
+        ValueError: the shapes differ, the batch is empty, a value is not finite, or the border leaves no pixel.
     """
     if sr.shape != hr.shape:
         raise ValueError(f"sr is {list(sr.shape)} and hr is {list(hr.shape)}; a metric needs two pictures of one shape")
+    if not len(hr):
+        raise ValueError("the batch is empty; a metric needs one picture or more")
+    for name, image in (("sr", sr), ("hr", hr)):
+        if not bool(image.isfinite().all()):  # rounding to 8 bits would hide it
+            raise ValueError(f"{name} has values that are not finite (NaN or infinity); a metric needs numbers")
     height, width = hr.shape[2] - 2 * border, hr.shape[3] - 2 * border
     if height < 1 or width < 1:
         raise ValueError(f"a border of {border} leaves nothing of {hr.shape[3]}x{hr.shape[2]} pixels; make it smaller")

@@ -52,8 +52,10 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         ValueError: there is no such file, or it is damaged or of another format.
     """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; give a weights file, {nearest_file(path / 'generator.safetensors')}")
     if not path.is_file():
-        raise ValueError(f"there is no file {path}; {_nearest_file(path)}")
+        raise ValueError(f"there is no file {path}; {nearest_file(path)}")
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -61,7 +63,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ValueError(f"{path} cannot be read as safetensors ({error}); give a whole .safetensors file") from error
 
 
-def _nearest_file(path: Path) -> str:
+def nearest_file(path: Path) -> str:
     if not path.parent.is_dir():
         return f"nor is there a folder {path.parent}"
     return f"in its folder: {nearest(path.name, (p.name for p in path.parent.iterdir() if p.is_file()))}"

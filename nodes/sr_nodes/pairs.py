@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -10,13 +11,12 @@ from pydantic import Field
 from torch import Tensor
 
 from sr_nodes.assets import resolve
-from sr_nodes.degradation import bicubic
-from sr_nodes.pictures import CPU, find_pictures, read_picture, to_image
+from sr_nodes.degradation import Factor, bicubic
+from sr_nodes.modules import CPU
+from sr_nodes.pictures import find_pictures, read_picture, to_image
 from sr_nodes.types import Image
 from sr_pipeline.node import node
-from sr_pipeline.sockets import SILENT, Device, Report, Start
-
-Factor = Annotated[int, Field(ge=2, le=8)]
+from sr_pipeline.sockets import SILENT, Device, Report, Reporter, Start
 
 
 class Pair(NamedTuple):
@@ -53,44 +53,78 @@ class PairFiles(NamedTuple):
         return Pair(self.name, *_cut_pair(lr, hr, scale, crop))
 
 
-def pair_files(folder: Path, scale: int) -> list[PairFiles]:
+def pair_files(folder: Path, scale: int, report: Reporter = SILENT) -> list[PairFiles]:
     """The pictures of a test set, in the order of their names, in one of the usual namings.
 
-    NAME_LR and NAME_HR beside each other; a folder HR beside LR_bicubic/X4 (NAMEx4 or NAME); or HR alone.
+    NAME_LR and NAME_HR beside each other, where other pictures are passed over with a warning; a folder HR, or
+    SET_HR, beside LR_bicubic/X4, or SET_LR_bicubic/X4 (NAMEx4 or NAME in it); or HR alone.
 
     Raises:
-        ValueError: there is no such folder, it holds no picture, or an LR or HR has no partner.
+        ValueError: there is no such folder, it holds no picture, two of one name or several sets, its LR are not of
+            this scale, or an LR or HR has no partner.
     """
-    low = folder / "LR_bicubic" / f"X{scale}"
-    if (folder / "HR").is_dir() and low.is_dir():
-        return _by_folder(folder / "HR", low, scale)
-    paths = find_pictures(folder)
-    return _by_suffix(folder, paths) or [PairFiles(_name(folder, path), None, path) for path in paths]
+    high, low = _ending(folder, "HR"), _ending(folder, "LR_bicubic")
+    if high or low:
+        return _by_folder(*_one_set(folder, high, low, scale), scale)
+    names = _named(folder, find_pictures(folder))
+    return _by_suffix(folder, names, report) or [PairFiles(name, None, names[name]) for name in names]
+
+
+def _ending(folder: Path, end: str) -> list[Path]:
+    """The folders END and SET_END in a folder."""
+    inside = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in inside if path.is_dir() and re.fullmatch(rf"(.+_)?{end}", path.name, re.IGNORECASE)]
+
+
+def _one_set(folder: Path, high: list[Path], low: list[Path], scale: int) -> tuple[Path, Path]:
+    """The folder of HR, and that of its LR at a scale."""
+    found = ", ".join(path.name for path in high + low)
+    if len(high) != 1 or len(low) != 1:
+        raise ValueError(
+            f"{str(folder)!r} holds the folders {found}, and a set is one of HR and one LR_bicubic; give a folder of "
+            "one set, or the folder of HR itself, of which the LR are made"
+        )
+    sets = [path.name[: -len(end)].casefold() for path, end in ((high[0], "HR"), (low[0], "LR_bicubic"))]
+    if all(sets) and sets[0] != sets[1]:
+        raise ValueError(f"{str(folder)!r} holds {found}, which are of two sets; give a folder of one set")
+    scales = {path.name.upper(): path for path in low[0].iterdir() if path.is_dir()}
+    if f"X{scale}" not in scales:
+        present = ", ".join(sorted(name for name in scales if re.fullmatch(r"X\d+", name))) or "no folder X2, X3, X4"
+        raise ValueError(f"{low[0]} holds {present}, and no X{scale}; set scale as the LR are")
+    return high[0], scales[f"X{scale}"]
+
+
+def _named(folder: Path, paths: list[Path], end: str = "") -> dict[str, Path]:
+    """Those pictures whose name has this end, a regular expression, by their name without it."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        stem = path.relative_to(folder).with_suffix("").as_posix()
+        match = re.fullmatch(rf"(.+?){end}", stem, re.IGNORECASE | re.DOTALL)
+        if match and found.setdefault(name := match[1], path) != path:
+            raise ValueError(f"{found[name]} and {path.name} are two files of one name; remove one of them")
+    return found
 
 
 def _by_folder(high: Path, low: Path, scale: int) -> list[PairFiles]:
-    lr = {_name(low, path).removesuffix(f"x{scale}"): path for path in find_pictures(low)}
-    hr = {_name(high, path): path for path in find_pictures(high)}
+    hr, lr = _named(high, find_pictures(high)), _named(low, find_pictures(low), f"(?:x{scale})?")
     _refuse_singles(lr.keys() ^ hr.keys(), high.parent, "each picture of HR needs its LR")
     return [PairFiles(name, lr[name], hr[name]) for name in sorted(hr)]
 
 
-def _by_suffix(folder: Path, paths: list[Path]) -> list[PairFiles]:
-    names = {_name(folder, path): path for path in paths}
-    lr = {name.removesuffix("_LR"): path for name, path in names.items() if name.endswith("_LR")}
-    hr = {name.removesuffix("_HR"): path for name, path in names.items() if name.endswith("_HR")}
-    if lr:
-        _refuse_singles(lr.keys() ^ hr.keys(), folder, "each NAME_LR needs a NAME_HR")
+def _by_suffix(folder: Path, names: dict[str, Path], report: Reporter) -> list[PairFiles]:
+    paths = list(names.values())
+    lr, hr = _named(folder, paths, "_LR"), _named(folder, paths, "_HR")
+    if not lr:
+        return []
+    _refuse_singles(lr.keys() ^ hr.keys(), folder, "each NAME_LR needs a NAME_HR")
+    for path in sorted({*paths} - {*lr.values(), *hr.values()}):
+        report.warning(f"passed over: {path} is neither NAME_LR nor NAME_HR, as others in its folder are")
     return [PairFiles(name, lr[name], hr[name]) for name in sorted(lr)]
 
 
 def _refuse_singles(alone: set[str], folder: Path, fix: str) -> None:
     if alone:
         raise ValueError(f"no partner for {', '.join(sorted(alone))} in {str(folder)!r}; {fix}")
-
-
-def _name(folder: Path, path: Path) -> str:
-    return path.relative_to(folder).with_suffix("").as_posix()
 
 
 @node(category="data")
@@ -103,9 +137,10 @@ def image_pairs(
 ) -> Pairs:
     """LR and HR pictures of a test set, read at once.
 
-    Where the folder holds files NAME_LR and NAME_HR, or folders HR and LR_bicubic/X4, those are the pairs. Otherwise
-    every picture is an HR, cut at the right and the bottom to a multiple of scale, and its LR is made by ``bicubic``
-    with rounding to 8 bits, as a file would be.
+    Where the folder holds files NAME_LR and NAME_HR, or folders HR and LR_bicubic/X4 (or DIV2K's SET_HR and
+    SET_LR_bicubic/X4), those are the pairs; case does not matter, and files that are neither are passed over with a
+    warning. Otherwise every picture is an HR, cut at the right and the bottom to a multiple of scale, and its LR is
+    made by ``bicubic`` with rounding to 8 bits, as a file would be.
 
     Args:
         folder: a folder of pictures; sr_nodes:NAME is one that travels with the pack.
@@ -115,11 +150,12 @@ def image_pairs(
 
     Raises:
         ValueError: there is no such folder, it holds no picture, one of them cannot be read (a figure over part of a
-            test set is not that set's figure), an LR or HR has no partner, or their sizes do not agree with scale.
+            test set is not that set's figure), two have one name, an LR or HR has no partner, there are no LR of this
+            scale, or the sizes do not agree with scale.
     """
     if 0 < crop < scale:
         raise ValueError(f"crop is {crop} pixels, less than one LR pixel at scale {scale}; use 0 for whole pictures")
-    files = pair_files(resolve(folder), scale)
+    files = pair_files(resolve(folder), scale, report)
     pairs = []
     for pair in files:
         pairs.append(pair.read(scale, crop, device))
@@ -144,7 +180,11 @@ class LabelledPair(NamedTuple):
 
 @node(category="data")
 def pair_stream(
-    folders: tuple[str, ...] = ("sr_nodes:samples/test",), scale: Factor = 4, start: Start = 0, device: Device = CPU
+    folders: tuple[str, ...] = ("sr_nodes:samples/test",),
+    scale: Factor = 4,
+    start: Start = 0,
+    device: Device = CPU,
+    report: Report = SILENT,
 ) -> Iterator[LabelledPair]:
     """A stream of the pictures of test sets, one after another, read when they are wanted.
 
@@ -161,7 +201,7 @@ def pair_stream(
     names = [root.resolve().name for root in roots]
     if len(set(names)) < len(names):
         raise ValueError(f"two test sets have one name: {', '.join(names)}; rename a folder")
-    files = [(name, pair) for name, root in zip(names, roots, strict=True) for pair in pair_files(root, scale)]
+    files = [(name, pair) for name, root in zip(names, roots, strict=True) for pair in pair_files(root, scale, report)]
     for testset, pair in files[start:]:
         name, lr, hr = pair.read(scale, 0, device)
         yield LabelledPair(lr, hr, Label(testset, name))

@@ -6,8 +6,10 @@ from dataclasses import replace
 from io import BytesIO
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import torch
+from PIL import ImageCms
 from PIL.ExifTags import IFD, Base
 from torch import Tensor
 
@@ -34,7 +36,8 @@ def fitted(picture: Picture, kind: str) -> Picture:
     """The picture as a format can hold it; its notes tell what that cost.
 
     JPEG and BMP have no transparency: it is put on white. Only PNG holds 16 bits a channel, and TIFF those of gray.
-    WebP, AVIF and BMP have no gray: three equal channels. BMP has neither profile nor EXIF.
+    WebP, AVIF and BMP have no gray: three equal channels, or gray's profile applied, so that they are sRGB. BMP has
+    neither profile nor EXIF.
     """
     notes = list(picture.notes)
     deep_tiff = kind == "TIFF" and len(picture.pixels) == 1 and picture.alpha is None
@@ -45,6 +48,9 @@ def fitted(picture: Picture, kind: str) -> Picture:
     if picture.alpha is not None and kind in ("JPEG", "BMP"):
         notes.append(f"transparency was put on white, because {kind} has none")
         picture = replace(picture, pixels=_on_white(picture.pixels, picture.alpha), alpha=None)
+    if kind in ("WEBP", "AVIF") and len(picture.pixels) == 1 and picture.icc:
+        picture, note = _gray_as_srgb(picture, picture.icc)
+        notes += [note] if note else []
     if kind == "BMP" and (picture.icc or picture.exif):
         notes.append("the colour profile and EXIF were left out, because BMP holds none")
     return replace(picture, notes=tuple(notes))
@@ -52,6 +58,20 @@ def fitted(picture: Picture, kind: str) -> Picture:
 
 def _eight(levels: Tensor) -> Tensor:
     return ((levels.to(torch.int32) + 128) // 257).to(torch.uint8)
+
+
+def _gray_as_srgb(picture: Picture, icc: bytes) -> tuple[Picture, str]:
+    """Gray whose profile is of gray as RGB in sRGB, because that profile cannot describe three channels."""
+    try:
+        profile = ImageCms.ImageCmsProfile(BytesIO(icc))
+        if profile.profile.xcolor_space.strip() == "RGB":
+            return picture, ""
+        gray = PIL.Image.fromarray(picture.pixels[0].numpy())
+        srgb = ImageCms.profileToProfile(gray, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError):
+        return replace(picture, icc=None), "the colour profile was left out, because it is damaged or not of gray"
+    pixels = torch.from_numpy(np.array(srgb)).permute(2, 0, 1).contiguous()
+    return replace(picture, pixels=pixels, icc=None), "gray was converted to sRGB through its profile"
 
 
 def _on_white(pixels: Tensor, alpha: Tensor) -> Tensor:

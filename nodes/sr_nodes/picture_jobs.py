@@ -35,11 +35,17 @@ def places(inputs: Sequence[str], output: str, format: Format = "same", suffix: 
     """Each picture of the inputs, in their order, with the place of its result.
 
     An input is a file, a folder (with the folders in it), a pattern with ``*``, ``?`` or ``[``, or ``-``. The output is
-    a folder, in which the structure of the inputs is kept; for one file, it can be a file or ``-`` too.
+    a folder, in which the structure of the inputs is kept; for one file, it can be a file or ``-`` too. With a suffix,
+    a picture whose name is that of another one's result is that result, and not enlarged again.
 
     Raises:
-        ValueError: a folder or pattern holds no picture, or the output cannot take so many or is of another format.
+        ValueError: a text is empty, a folder or pattern holds no picture, or the output cannot take so many or is of
+            another format.
     """
+    if not all(text.strip() for text in inputs):
+        raise ValueError("one of the inputs (IN) is empty; give a file, a folder, a pattern such as photos/*.jpg, or -")
+    if not output.strip():
+        raise ValueError("the output (OUT) is empty; give a folder, or for one picture a file or -; . is this folder")
     found = [(source, name) for text in inputs for source, name in _sources(text, Path(output))]
     one = len(inputs) == 1 and len(found) == 1 and found[0][0] == resolve(inputs[0])
     if one and (Path(output) == PIPE or _is_file_name(output)):
@@ -47,8 +53,18 @@ def places(inputs: Sequence[str], output: str, format: Format = "same", suffix: 
     if Path(output) == PIPE or any(source == PIPE for source, _ in found):
         raise ValueError("'-' is one picture to one file or to '-'; give a name such as out.png for the result")
     if Path(output).is_file():
-        raise ValueError(f"{output!r} is a file, and there are several pictures; give a folder")
-    return [Place(source, Path(output) / _named(name, format, suffix)) for source, name in found]
+        raise ValueError(_no_folder(output, len(found), one))
+    placed = [Place(source, Path(output) / _named(name, format, suffix)) for source, name in found]
+    results = {place.target.resolve() for place in placed} if suffix else set()
+    return [place for place in placed if place.source.resolve() not in results]
+
+
+def _no_folder(output: str, count: int, one: bool) -> str:
+    if count > 1:
+        return f"{output!r} is a file, and there are several pictures; give a folder"
+    if one:
+        return f"{output!r} is a file, and its name is no picture's; give a folder, or a name with {' '.join(KINDS)}"
+    return f"{output!r} is a file, and a folder or pattern is to be enlarged; give a folder"
 
 
 def _sources(text: str, output: Path) -> Iterator[tuple[Path, Path]]:
@@ -109,7 +125,10 @@ def refusal(place: Place, sources: Collection[Path], taken: Mapping[Path, Path],
         return ""
     whole = target.resolve()
     if whole in taken:
-        return f"its result would be {target}, as that of {taken[whole]} is; use --format same, or another name"
+        # Where only the endings differ, a format made the results alike.
+        alike = {source.suffix.lower(), taken[whole].suffix.lower()}
+        mend = "use --format same" if len(alike) == 2 and alike <= set(KINDS) else "give it an output of its own"
+        return f"its result would be {target}, as that of {taken[whole]} is; {mend}, or rename it"
     if source.resolve() == whole and not overwrite:
         return "its result would take its place; give another output, a suffix, or --overwrite"
     if source.resolve() != whole and whole in sources:

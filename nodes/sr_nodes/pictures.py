@@ -20,13 +20,13 @@ from PIL import ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from sr_nodes.assets import resolve
+from sr_nodes.modules import CPU
 from sr_nodes.types import Image
 from sr_pipeline.node import node
 from sr_pipeline.sockets import Device
 
 T = TypeVar("T")
 
-CPU = torch.device("cpu")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif"})
 _SAVED_AS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 _OPTIONS: dict[str, dict[str, Any]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ from torch import Tensor
 from sr_nodes.layouts import LAYOUTS, Layout
 from sr_nodes.modules import read_safetensors
 
-_PICKLED = {".pth", ".pt", ".ckpt", ".tar", ".bin"}
+_PICKLED = (".pth", ".pt", ".ckpt", ".tar", ".bin")
 _WRAPPERS = (
     "params_ema", "params", "ema_state_dict", "generator", "net_g", "model_state_dict", "state_dict", "model",
 )  # fmt: skip
@@ -40,18 +41,17 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     generator's weights, the averaged ones where it has both.
 
     Raises:
-        ValueError: there is no such file, or it is damaged, of another format, or a pickle of more than tensors.
+        ValueError: there is no such file, or it is damaged, of another format or suffix, or a pickle of more than
+            tensors.
     """
-    if path.suffix not in _PICKLED or not path.is_file():
-        return read_safetensors(path)
+    if path.suffix.lower() not in _PICKLED or not path.is_file():
+        return _read_safetensors(path)
     try:
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*TorchScript archive", UserWarning)  # it is refused below
+            loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
-        raise ValueError(
-            f"{path} is refused: it is damaged, or it pickles more than tensors, which could run any program "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__}); with the code that made it, save "
-            "the tensors alone: torch.save(model.state_dict(), 'weights.pth')"
-        ) from error
+        raise ValueError(f"{path} {_why(error)}") from error
     tensors = _unwrapped(loaded)
     if not tensors:
         inside = f"with the keys {', '.join(map(repr, list(loaded)[:6]))}" if isinstance(loaded, dict) else ""
@@ -59,6 +59,33 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"{path} holds no tensors but a {type(loaded).__name__} {inside}; give a dictionary of tensors"
         )
     return tensors, {}
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """As read_safetensors, of any suffix: an export has the name that it was given."""
+    try:
+        return read_safetensors(path)
+    except ValueError as error:
+        if path.suffix.lower() == ".safetensors" or not path.is_file():
+            raise
+        known = f".safetensors, {', '.join(_PICKLED)}"
+        raise ValueError(f"{path} has the suffix {path.suffix!r}; give a weights file: {known}") from error
+
+
+def _why(error: Exception) -> str:
+    """Why torch did not load a file; torch's own words advise to run what is in it, so they are not repeated."""
+    text = str(error)
+    more = re.search(r"GLOBAL ([\w.]+)", text)
+    if isinstance(error, pickle.UnpicklingError) and (more or "Can only " in text or "Trying to " in text):
+        return (
+            f"is refused: it pickles more than tensors, which could run any program{f' ({more[1]})' if more else ''}; "
+            "with the code that made it, save the tensors alone: torch.save(model.state_dict(), 'weights.pth')"
+        )
+    if "TorchScript" in text:
+        return "is a TorchScript program, not weights; give the weights that it was made of"
+    if isinstance(error, PermissionError):
+        return "may not be read; change its permissions"
+    return "is damaged, or no file of torch's; copy or fetch it again"
 
 
 def _unwrapped(loaded: object) -> dict[str, Tensor]:
@@ -77,9 +104,11 @@ def recognise(tensors: Mapping[str, Tensor], where: str) -> Weights:
         ValueError: the names are of no layout that is known, or a tensor that tells the size is missing or misshapen.
     """
     tensors = _without_prefix(tensors)
+    # ESRGAN's names of 2018 begin with `model.` themselves: it is dropped only where more is known without it.
+    inside = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    tensors = max(dict(tensors), _without_prefix(inside), key=lambda some: len(_likest(some)[1]))
     names = list(tensors)
-    layout = max(LAYOUTS, key=lambda candidate: len(candidate.renamed(names)))
-    renamed = layout.renamed(names)
+    layout, renamed = _likest(names)
     if len(renamed) < len(names) or not names:
         raise ValueError(_unknown(tensors, layout, renamed, where))
     ours = {renamed[name]: tensor for name, tensor in tensors.items()}
@@ -94,6 +123,13 @@ def recognise(tensors: Mapping[str, Tensor], where: str) -> Weights:
         ours.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
     config = _CONFIGS[layout.architecture](ours, where)
     return Weights(ours, layout.architecture, {**config, **layout.options})
+
+
+def _likest(names: Iterable[str]) -> tuple[Layout, dict[str, str]]:
+    """The layout that knows the most of these names, and what it calls them."""
+    names = list(names)
+    found = [(layout, layout.renamed(names)) for layout in LAYOUTS]
+    return max(found, key=lambda pair: len(pair[1]))
 
 
 def _without_prefix(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

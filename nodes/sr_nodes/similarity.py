@@ -40,7 +40,7 @@ def ssim(sr: Image, hr: Image, channel: Channel = "y", border: Border = 4, eight
         eight_bit: clamp and round both pictures to 8 bits first, as files would be.
 
     Raises:
-        ValueError: the shapes differ, or less than 11x11 pixels are left.
+        ValueError: the shapes differ, the batch is empty, a value is not finite, or less than 11x11 pixels are left.
     """
     one, other = compared(sr, hr, channel, border, eight_bit)
     _check_sides(one, WINDOW, "ssim")
@@ -64,7 +64,8 @@ def ms_ssim(sr: Image, hr: Image, channel: Channel = "y", border: Border = 4, ei
         eight_bit: clamp and round both pictures to 8 bits first, as files would be.
 
     Raises:
-        ValueError: the shapes differ, or a side is less than 176 pixels after the border is cut.
+        ValueError: the shapes differ, the batch is empty, a value is not finite, or a side is less than 176 pixels
+            after the border is cut.
     """
     one, other = compared(sr, hr, channel, border, eight_bit)
     _check_sides(one, WINDOW * 2 ** (len(SCALE_WEIGHTS) - 1), "ms_ssim")

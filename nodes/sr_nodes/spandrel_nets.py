@@ -59,9 +59,9 @@ def load_upscaler(path: str, device: Device = CPU) -> Generator:
     Args:
         path: a .safetensors, .pth, .pt, .ckpt, .tar or .bin file, or sr_nodes:NAME for a file of the pack.
     """
-    spandrel = _spandrel()
     file = resolve(path)
     tensors, metadata = read_tensors(file)
+    spandrel = _spandrel()
     if metadata.get("architecture", "").startswith("spandrel/"):
         tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
     return SpandrelNet(_described(spandrel, tensors, file)).float().to(device)

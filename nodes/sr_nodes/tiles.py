@@ -107,8 +107,8 @@ def enlarge(
     Args:
         generator: the network; hand in what ``prepared`` gives where many pictures are enlarged.
         pixels: the picture.
-        tile: the core's side in LR pixels; auto is the largest that half of the free memory holds, at most 1024, or
-            the whole picture; None is the whole picture.
+        tile: the core's side in LR pixels; auto is the largest that half of the free memory holds beside the result,
+            at most 1024; None is the whole picture.
         overlap: LR pixels around a core; exact is the receptive radius.
         batch: windows of one shape that run at once; 0 is 1 on a CPU, and what keeps a CUDA device busy.
         precision: as for ``prepared``.
@@ -117,20 +117,22 @@ def enlarge(
 
     Raises:
         ValueError: the pixels are none of those, or a number is out of range.
-        MemoryError: not even a tile of 16 fits.
+        MemoryError: not even a tile of 16 fits; its text names what needs less.
     """
     _check(pixels, tile, overlap, batch)
     net = prepared(generator, precision, device)
     height, width = pixels.shape[1:]
     whole = Box(0, 0, height, width)
     # The network's cost is measured only where it decides something.
-    room = _room(net) if tile == "auto" or (batch == 0 and net.device.type != "cpu") else 0
-    if tile is None or (tile == "auto" and whole.area <= room) or (tile != "auto" and max(height, width) <= tile):
+    room = _room(net, pixels) if tile == "auto" or (batch == 0 and net.device.type != "cpu") else 0
+    largest = max(height, width) if tile is None else _LARGEST if tile == "auto" else tile
+    at_once = max(height, width) <= largest and (tile != "auto" or whole.area <= room)
+    if at_once:
         layout, side = Layout(height, width, overlap=0), max(height, width)
     else:
         layout = _layout(net, height, width, overlap, report)
-        side = _side(room, layout.overlap) if tile == "auto" else tile
-    return _Job(net, pixels, layout, overlap, batch, room, report).run(side)
+        side = _side(room, layout.overlap) if tile == "auto" else largest
+    return _Job(net, pixels, layout, at_once, overlap, batch, room, report).run(side)
 
 
 def _check(pixels: Tensor, tile: int | str | None, overlap: int | str, batch: int) -> None:
@@ -160,9 +162,10 @@ def _layout(net: Prepared, height: int, width: int, overlap: int | str, report: 
     return Layout(height, width, wanted, grid)
 
 
-def _room(net: Prepared) -> int:
-    """LR pixels of the largest window: half of the free memory holds what the network makes of it."""
-    return max(1, int(free_bytes(net.device) / 2 / net.bytes_per_pixel))
+def _room(net: Prepared, pixels: Tensor) -> int:
+    """LR pixels of the largest window: half of the free memory, less the result on a CPU, holds what becomes of it."""
+    result = net.scale**2 * pixels.nbytes if net.device.type == "cpu" else 0
+    return max(1, int((free_bytes(net.device) - result) / 2 / net.bytes_per_pixel))
 
 
 def _side(room: int, overlap: int) -> int:
@@ -176,6 +179,7 @@ class _Job:
     net: Prepared
     pixels: Tensor
     layout: Layout
+    whole: bool
     overlap: int | Literal["exact"]
     batch: int
     room: int
@@ -242,9 +246,13 @@ class _Job:
             return waiting
         side = max(failed[0].size) // 2
         if side < _SMALLEST:
-            raise MemoryError(f"not enough memory on {self.net.device} for a tile of {max(failed[0].size)} pixels")
+            raise MemoryError(
+                f"not enough memory on {self.net.device} for a tile of {max(failed[0].size)} pixels; give a smaller "
+                "--tile, --precision bf16 or a smaller model"
+            )
         self.report.warning(f"out of memory on {self.net.device}: going on with tiles of {side}")
-        if self.layout.overlap == 0:  # it was to be the whole picture
+        if self.whole:
+            self.whole = False
             height, width = self.pixels.shape[1:]
             self.layout = _layout(self.net, height, width, self.overlap, self.report)
         return self._sorted([part for core in waiting for part in self.layout.cores(core, side)])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sr_nodes.assets import resolve
 from sr_nodes.inference import Precision, Prepared, prepared
+from sr_nodes.modules import CPU
 from sr_nodes.picture_encoding import encode, fitted
 from sr_nodes.picture_files import KINDS, Picture, read_whole
 from sr_nodes.picture_jobs import write_bytes
@@ -23,8 +24,6 @@ from sr_nodes.upscalers import BEST, find
 from sr_pipeline.graph import Graph
 from sr_pipeline.node import node
 from sr_pipeline.sockets import SILENT, Device, Report, Reporter, RunDir
-
-CPU = torch.device("cpu")
 
 Tile = Annotated[int, Field(ge=1)] | Literal["auto"] | None
 Overlap = Annotated[int, Field(ge=0)] | Literal["exact"]
@@ -84,7 +83,7 @@ def upscale_picture(
         picture: what to enlarge.
         tile: side of a tile's core, in pixels of the picture; auto is by the free memory, null is the whole picture.
         overlap: pixels around a tile that the network is shown too; exact is as many as can matter.
-        batch: tiles at once; 0 is by the free memory.
+        batch: tiles at once; 0 is one on a CPU, and on a GPU as many as keep it busy and fit into the free memory.
     """
     ready = generator if isinstance(generator, Prepared) else prepared(generator)
 

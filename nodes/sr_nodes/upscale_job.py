@@ -75,6 +75,8 @@ class Job:
     picture: Future[Picture] | None
     writer: Writer
     known: Outcome | None = None
+    format: Format = "same"
+    max_megapixels: int = 150
 
     def outcome(self, status: Literal["upscaled", "skipped", "failed"], error: str = "") -> Outcome:
         return Outcome(str(self.place.source), str(self.place.target), status, error)
@@ -83,7 +85,7 @@ class Job:
 @node(category="images")
 def picture_files(
     inputs: tuple[str, ...],
-    output: str = "",
+    output: str | None = None,
     format: Format = "same",
     suffix: str = "",
     overwrite: bool = False,
@@ -100,7 +102,7 @@ def picture_files(
     Args:
         inputs: files, folders (with the folders in them), patterns such as photos/*.jpg, or - for standard input.
         output: a folder, in which the structure of the inputs is kept; for one file also a file, or - for standard
-            output. Empty is the folder upscaled in the run's folder.
+            output. Null is the folder upscaled in the run's folder.
         format: of the results; same is by the output's name if it is a file, else as each source, or PNG where that
             cannot be written.
         suffix: put to each name before its ending: _x4 makes cat_x4.png of cat.png.
@@ -108,9 +110,10 @@ def picture_files(
         max_megapixels: refuse larger pictures, lest a small file fill the memory.
 
     Raises:
-        ValueError: a folder or pattern holds no picture, or the output cannot take so many or is of another format.
+        ValueError: a text is empty, a folder or pattern holds no picture, or the output cannot take so many or is of
+            another format.
     """
-    found = places(inputs, output or str((run_dir or Path()) / "upscaled"), format, suffix)
+    found = places(inputs, str((run_dir or Path()) / "upscaled") if output is None else output, format, suffix)
     sources = {place.source.resolve() for place in found}
     _remove_stale(found, output)
     taken: dict[Path, Path] = {}
@@ -119,14 +122,15 @@ def picture_files(
     with ThreadPoolExecutor(1) as reader:
         for number, place in enumerate(found):
             if number >= start:
-                ahead.append(_begun(place, sources, taken, overwrite, max_megapixels, reader, write))
+                job = Job(place, None, write, format=format, max_megapixels=max_megapixels)
+                ahead.append(_begun(job, sources, taken, overwrite, reader))
             taken.setdefault(place.target.resolve(), place.source)
             while len(ahead) > (AHEAD if number + 1 < len(found) else 0):
                 report.progress(number + 2 - len(ahead), len(found))
                 yield ahead.popleft()
 
 
-def _remove_stale(found: list[Place], output: str) -> None:
+def _remove_stale(found: list[Place], output: str | None) -> None:
     if output and Path(output).is_dir():
         remove_stale(Path(output), recursive=True)
     for folder in {place.target.parent for place in found[:1] if place.target != PIPE and place.target.parent.is_dir()}:
@@ -134,15 +138,9 @@ def _remove_stale(found: list[Place], output: str) -> None:
 
 
 def _begun(
-    place: Place,
-    sources: Collection[Path],
-    taken: dict[Path, Path],
-    overwrite: bool,
-    max_megapixels: int,
-    reader: ThreadPoolExecutor,
-    writer: Writer,
+    job: Job, sources: Collection[Path], taken: dict[Path, Path], overwrite: bool, reader: ThreadPoolExecutor
 ) -> Job:
-    job = Job(place, None, writer)
+    place = job.place
     try:
         if reason := refusal(place, sources, taken, overwrite):
             return replace(job, known=job.outcome("failed", reason))
@@ -150,7 +148,7 @@ def _begun(
             return replace(job, known=job.outcome("skipped"))
     except OSError as error:  # a name that is too long, a folder that cannot be made
         return replace(job, known=job.outcome("failed", f"{place.target}: {error.strerror}"))
-    return replace(job, picture=reader.submit(read_whole, place.source, max_megapixels))
+    return replace(job, picture=reader.submit(read_whole, place.source, job.max_megapixels))
 
 
 @node(category="images")
@@ -175,7 +173,7 @@ def upscale_file(
         job: the picture, from picture_files.
         tile: side of a tile's core, in pixels of the picture; auto is by the free memory, null is the whole picture.
         overlap: pixels around a tile that the network is shown too; exact is as many as can matter.
-        batch: tiles at once; 0 is by the free memory.
+        batch: tiles at once; 0 is one on a CPU, and on a GPU as many as keep it busy and fit into the free memory.
         quality: of JPEG, WebP and AVIF.
         metadata: false leaves out the graph and EXIF; the profile and the resolution stay, because they are its look.
     """
@@ -184,7 +182,7 @@ def upscale_file(
         return _settled(job.known or job.outcome("skipped"))
     try:
         picture = job.picture.result()
-        kind = KINDS.get(job.place.target.suffix.lower(), picture.kind if picture.kind in KINDS.values() else "PNG")
+        kind = _kind(job, picture)
         check_holds(kind, *(generator.scale * side for side in picture.size))
         large = upscale_picture(generator, picture, tile, overlap, batch, report)
         fit = fitted(large, kind)
@@ -203,6 +201,12 @@ def upscale_file(
     return job.writer(write)
 
 
+def _kind(job: Job, picture: Picture) -> str:
+    """Of the result: by its name, or for a pipe by the format that is wanted, or as the source."""
+    ending = job.place.target.suffix.lower() or f".{job.format}"
+    return KINDS.get(ending, picture.kind if picture.kind in KINDS.values() else "PNG")
+
+
 def _settled(outcome: Outcome) -> Future[Outcome]:
     future = Future[Outcome]()
     future.set_result(outcome)
@@ -215,13 +219,13 @@ def _reason(error: Exception, name: str) -> str:
 
 def _graph_of_one(job: Job, settings: dict[str, Any], run: Graph | None) -> Graph | None:
     """A graph that enlarges this picture alone, with the run's generator: what its PNG carries."""
-    if run is None:
+    if run is None or job.place.source == PIPE:  # what came by a pipe cannot be read again
         return None
     links = [e.inputs.get("generator") for e in run.nodes.values() if e.class_type == upscale_file.__name__]
     if len(links) != 1 or not isinstance(links[0], Link):
         return None  # it cannot be told which of several was at work
     graph = Graph()
-    graph.add(load_picture, id="photo", path=str(job.place.source))
+    graph.add(load_picture, id="photo", path=str(job.place.source), max_megapixels=job.max_megapixels)
     wanted = [links[0].node]
     for id_ in wanted:
         graph.nodes[id_] = run.nodes[id_]

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from sr_nodes.assets import resolve
-from sr_nodes.degradation import bicubic_upscale
+from sr_nodes.degradation import Factor, bicubic_upscale
 from sr_nodes.generators import load_generator
+from sr_nodes.modules import CPU, nearest_file
 from sr_nodes.spandrel_nets import load_upscaler
 from sr_nodes.types import Generator
+from sr_pipeline.errors import nearest
 from sr_pipeline.node import node
 from sr_pipeline.sockets import Device
 
-CPU = torch.device("cpu")
 BEST = "srresnet_small_x4"
 """The best weights that ship; what is used where none are named."""
 Method = Literal["bicubic", "nearest"]
@@ -50,10 +50,13 @@ def find(path: str, device: torch.device = CPU, scale: int = 4) -> Generator:
         return Interpolation("bicubic" if path == "bicubic" else "nearest", scale)
     shipped = f"sr_nodes:weights/{path}.safetensors"
     place = shipped if resolve(shipped).is_file() else path
-    if not resolve(place).is_file():
-        names = ", ".join(sorted(p.stem for p in resolve("sr_nodes:weights").glob("*_x[0-9].safetensors")))
+    if not resolve(place).exists():
+        names = sorted(p.stem for p in resolve("sr_nodes:weights").glob("*_x[0-9].safetensors"))
+        file = resolve(path)
+        hint = nearest_file(file) if file.suffix else nearest(path, [*names, "bicubic", "nearest"])
         raise ValueError(
-            f"there is no model {path!r}: give the name of one that ships ({names}), bicubic or nearest, or a file: "
+            f"there is no model {path!r}{f'; {hint} Or' if hint.endswith('?') else ':'} "
+            f"give the name of one that ships ({', '.join(names)}), bicubic or nearest, or a file: "
             "one that a training has exported (sr-pipeline run train_srgan), or any other (.safetensors, .pth; "
             "load_upscaler reads more than 40 architectures, with pip install 'sr-pipeline[spandrel]')"
         )
@@ -63,11 +66,13 @@ def find(path: str, device: torch.device = CPU, scale: int = 4) -> Generator:
         try:
             return load_upscaler(place, device=device)
         except ValueError as other:
+            if str(other) == str(error):
+                raise error from None
             raise ValueError(f"{error}; and by load_upscaler: {other}") from error
 
 
 @node(category="generator")
-def upscaler(model: str = BEST, scale: Annotated[int, Field(ge=2, le=8)] = 4, device: Device = CPU) -> Generator:
+def upscaler(model: str = BEST, scale: Factor = 4, device: Device = CPU) -> Generator:
     """A generator by name, as it was trained: what ``evaluate --model`` takes.
 
     Args:
@@ -79,5 +84,8 @@ def upscaler(model: str = BEST, scale: Annotated[int, Field(ge=2, le=8)] = 4, de
     """
     generator = find(model, device, scale)
     if generator.scale != scale:
-        raise ValueError(f"{model} enlarges {generator.scale} times, and {scale} is wanted; set scale, here and for LR")
+        raise ValueError(
+            f"{model} enlarges {generator.scale} times, and {scale} is wanted; set scale, "
+            f"here and for LR (sr-pipeline evaluate --scale {generator.scale})"
+        )
     return generator

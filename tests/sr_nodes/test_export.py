@@ -183,3 +183,37 @@ def test_a_name_outside_the_runs_folder(tmp_path: Path, export: Any, filename: s
 def test_a_folder_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is a folder; give a file's name in it"):
         export_model(trained(), "safetensors", str(tmp_path))
+
+
+def test_a_place_that_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    out = tmp_path / "file" / "generator.onnx"
+    with pytest.raises(ValueError, match=r"generator\.onnx cannot be written: .+; give another path"):
+        export_model(trained(), "onnx", str(out))
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no folder that even root cannot write to")
+@pytest.mark.parametrize("to", ["torchscript", "safetensors"])
+@pytest.mark.parametrize("out", ["/proc/self/generator", "/proc/self/new/generator"])
+def test_a_folder_that_cannot_be_written_to(to: Any, out: str) -> None:
+    with pytest.raises(ValueError, match=f"{out} cannot be written: .+; give another path"):
+        export_model(trained(), to, out)
+
+
+@pytest.mark.parametrize(
+    ("to", "name"),
+    [("onnx", "a.pt"), ("torchscript", "a.ONNX"), ("safetensors", "a.pth"), ("torchscript", "a.safetensors")],
+)
+def test_a_name_of_another_kind(tmp_path: Path, to: Any, name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}' and the kind {to} contradict each other; name it "):
+        export_model(trained(), to, str(tmp_path / name))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interpolation_has_no_weights(tmp_path: Path) -> None:
+    bicubic = Interpolation("bicubic", 4)
+    for generator in (bicubic, prepared(bicubic)):
+        with pytest.raises(ValueError, match="this interpolation has no weights for safetensors; export it as torch"):
+            export_model(generator, "safetensors", str(tmp_path / "a.safetensors"))
+    export_model(bicubic, "torchscript", str(tmp_path / "a.pt"))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]

@@ -185,6 +185,20 @@ def test_comparison_marks_the_window_on_the_whole_picture(tmp_path: Path) -> Non
     assert found == pytest.approx(np.array(window) * ratio, abs=1)
 
 
+def test_comparison_of_the_baseline_with_itself_shows_where_it_is_worst(tmp_path: Path) -> None:
+    hr = torch.zeros(1, 3, 240, 320)
+    hr[:, :, 100:130, 200:230] = 0.5
+    same = torch.zeros_like(hr)
+    comparison(bicubic(hr), same, same, hr, "equal.png", run_dir=tmp_path)
+    comparison(bicubic(hr), same, hr, hr, "other.png", run_dir=tmp_path)
+    mark = np.array([230, 57, 70])
+    places = [
+        np.where((read_picture(tmp_path / name).permute(1, 2, 0).numpy() == mark).all(axis=2))
+        for name in ("equal.png", "other.png")
+    ]
+    assert np.array_equal(places[0], places[1])
+
+
 def test_comparison_of_what_cannot_be_compared(tmp_path: Path) -> None:
     lr, hr = images(1, 3, 12, 12), images(1, 3, 48, 48)
     with pytest.raises(ValueError, match=r"sr \[1, 3, 44, 48\] and hr \[1, 3, 48, 48\]; sr and hr need one shape"):

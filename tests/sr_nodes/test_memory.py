@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ def test_bytes_for_each_pixel() -> None:
     assert bytes_per_pixel(net) == 4 * (3 + 8 + 8)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="compared with /proc/meminfo")
 def test_the_free_memory_is_some_of_this_machine() -> None:
     total = int(next(line for line in Path("/proc/meminfo").read_text().splitlines() if "MemTotal" in line).split()[1])
     assert 0 < free_bytes() <= total * 1024
@@ -40,6 +42,23 @@ def test_the_free_memory_is_some_of_this_machine() -> None:
 def test_a_containers_limit_counts(tmp_path: Path, limit: str, free: int) -> None:
     (tmp_path / "memory.max").write_text(limit + "\n")
     (tmp_path / "memory.current").write_text("600\n")
+    assert memory._container(tmp_path) == free
+
+
+def test_cached_files_are_not_in_use(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("600\n")
+    (tmp_path / "memory.stat").write_text("anon 350\ninactive_file_other 1\ninactive_file 150\nactive_file 100\n")
+    assert memory._container(tmp_path) == 550
+
+
+@pytest.mark.parametrize(("limit", "free"), [("9223372036854771712", 1 << 62), ("1000", 550), ("300", 0)])
+def test_a_containers_limit_of_the_first_version(tmp_path: Path, limit: str, free: int) -> None:
+    folder = tmp_path / "memory"
+    folder.mkdir()
+    (folder / "memory.limit_in_bytes").write_text(limit + "\n")
+    (folder / "memory.usage_in_bytes").write_text("600\n")
+    (folder / "memory.stat").write_text("inactive_file 20\ntotal_inactive_file 150\n")
     assert memory._container(tmp_path) == free
 
 

@@ -19,6 +19,7 @@ from sr_nodes.degradation import bicubic_upscale
 from sr_nodes.metrics import Mean, log_scalar, luma, psnr
 from sr_nodes.pairs import image_pairs
 from sr_nodes.pictures import to_uint8
+from sr_nodes.similarity import ssim
 from sr_pipeline.sockets import Reporter
 
 TESTSETS = Path(__file__).parents[2].parent / "shared" / "data" / "testsets"
@@ -194,3 +195,20 @@ def test_log_scalar_keeps_a_loss_on_its_device_but_not_its_graph() -> None:
     ((name, value),) = curve.points
     assert isinstance(value, Tensor)
     assert (name, value.item(), value.requires_grad) == ("", 6.0, False)
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim])
+@pytest.mark.parametrize("eight_bit", [True, False])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_refused(metric: Any, eight_bit: bool, value: float) -> None:
+    broken, whole = images(2, 3, 24, 24)
+    broken[1, 2, 0, 0] = value  # in the border, too
+    with pytest.raises(ValueError, match="sr has values that are not finite"):
+        metric(broken, whole, eight_bit=eight_bit)
+    with pytest.raises(ValueError, match="hr has values that are not finite"):
+        metric(whole, broken, eight_bit=eight_bit)
+
+
+def test_an_empty_batch_is_refused() -> None:
+    with pytest.raises(ValueError, match="the batch is empty; a metric needs one picture or more"):
+        psnr(torch.ones(0, 3, 24, 24), torch.ones(0, 3, 24, 24))

@@ -24,9 +24,13 @@ class Notes(Reporter):
 
     def __init__(self) -> None:
         self.done: list[tuple[int, int]] = []
+        self.warnings: list[str] = []
 
     def progress(self, done: int, total: int) -> None:
         self.done.append((done, total))
+
+    def warning(self, text: str) -> None:
+        self.warnings.append(text)
 
 
 def coordinates(number: int, height: int, width: int) -> Tensor:
@@ -84,6 +88,10 @@ def test_pairs_of_files_beside_each_other(tmp_path: Path) -> None:
     assert torch.equal(levels(pairs[0].lr)[0], coordinates(1, 10, 12).to(torch.int64))
     assert torch.equal(levels(pairs[1].hr)[0], coordinates(2, 20, 24).to(torch.int64))
     assert notes.done == [(1, 2), (2, 2)]
+    other = tmp_path / "a_other.png"
+    assert notes.warnings == [f"passed over: {other} is neither NAME_LR nor NAME_HR, as others in its folder are"]
+    notes.warnings.clear()
+    assert len(list(pair_stream((str(tmp_path),), scale=2, report=notes))) == len(notes.warnings) + 1 == 2
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(2, 4), st.integers(4, 60))
@@ -157,3 +165,68 @@ def test_stream_of_two_sets_with_one_name(tmp_path: Path) -> None:
     folders = tuple(str(written(tmp_path / part / "Set5", (8, 8))) for part in ("a", "b"))
     with pytest.raises(ValueError, match="two test sets have one name: Set5, Set5; rename a folder"):
         next(pair_stream(folders))
+
+
+def write_set(folder: Path, high: str, low: str, *names: str) -> None:
+    for name in names:
+        write_png(folder / high / f"{name}.png", coordinates(1, 20, 40))
+        write_png(folder / low / f"{name}x4.png", coordinates(2, 5, 10))
+
+
+@pytest.mark.parametrize(
+    ("high", "low"),
+    [
+        ("DIV2K_valid_HR", "DIV2K_valid_LR_bicubic/X4"),
+        ("HR", "DIV2K_valid_LR_bicubic/X4"),
+        ("hr", "lr_bicubic/x4"),
+    ],
+)
+def test_folders_as_div2k_names_them(tmp_path: Path, high: str, low: str) -> None:
+    write_set(tmp_path, high, low, "0801", "0802")
+    pairs = image_pairs(str(tmp_path))
+    assert [pair.name for pair in pairs] == ["0801", "0802"]
+    assert torch.equal(levels(pairs[0].lr)[0], coordinates(2, 5, 10).to(torch.int64))
+    with pytest.raises(ValueError, match=r"holds X4, and no X2; set scale as the LR are"):
+        image_pairs(str(tmp_path), scale=2)
+
+
+@pytest.mark.parametrize(
+    ("sets", "message"),
+    [
+        (
+            [("a_HR", "a_LR_bicubic/X4"), ("b_HR", "b_LR_bicubic/X4")],
+            "holds the folders a_HR, b_HR, a_LR_bicubic, b_LR",
+        ),
+        ([("a_HR", "b_LR_bicubic/X4")], "holds a_HR, b_LR_bicubic, which are of two sets; give a folder of one set"),
+        ([("HR", "other/X4")], "holds the folders HR, and a set is one of HR and one LR_bicubic; give"),
+        ([("other", "LR_bicubic/X4")], "holds the folders LR_bicubic, and a set is one of HR and one LR_bicubic"),
+        ([("HR", "LR_bicubic")], "LR_bicubic holds no folder X2, X3, X4, and no X4; set scale as the LR are"),
+    ],
+)
+def test_folders_that_are_no_one_set(tmp_path: Path, sets: list[tuple[str, str]], message: str) -> None:
+    for high, low in sets:
+        write_set(tmp_path, high, low, "0801")
+    with pytest.raises(ValueError, match=message):
+        image_pairs(str(tmp_path))
+
+
+def test_suffixes_without_regard_to_case(tmp_path: Path) -> None:
+    write_png(tmp_path / "a_lr.png", coordinates(1, 5, 10))
+    write_png(tmp_path / "a_Hr.png", coordinates(2, 20, 40))
+    (pair,) = image_pairs(str(tmp_path))
+    assert (pair.name, pair.lr.shape) == ("a", (1, 3, 5, 10))
+
+
+@pytest.mark.parametrize("names", [("a.png", "a.jpg"), ("a_HR.png", "a_hr.png", "a_LR.png")])
+def test_two_files_of_one_name_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        write_png(tmp_path / name, coordinates(1, 20, 20))
+    with pytest.raises(ValueError, match=r"a\S*\.\w+ and a\S*\.\w+ are two files of one name; remove one of them"):
+        image_pairs(str(tmp_path))
+
+
+def test_two_lr_of_one_hr_are_refused(tmp_path: Path) -> None:
+    write_set(tmp_path, "HR", "LR_bicubic/X4", "0801")
+    write_png(tmp_path / "LR_bicubic" / "X4" / "0801.png", coordinates(2, 5, 10))
+    with pytest.raises(ValueError, match=r"0801\.png and 0801x4\.png are two files of one name"):
+        image_pairs(str(tmp_path))

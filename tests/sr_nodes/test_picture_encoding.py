@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -131,6 +132,48 @@ def test_a_side_that_a_format_cannot_hold(kind: str, side: int) -> None:
         check_holds(kind, 1, side + 1)
     with pytest.raises(ValueError, match=f"more than {kind} holds"):
         encode(Picture(torch.zeros(1, 1, side + 1, dtype=torch.uint8)), kind)
+
+
+def gray_profile(gamma: float) -> bytes:
+    """A profile of gray, of ICC version 2, as short as they come."""
+    text = b"gray\0"
+    tags = {
+        b"desc": b"desc" + bytes(4) + struct.pack(">I", len(text)) + text + bytes(12 + 67),
+        b"wtpt": b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061),  # D50, in 16.16
+        b"kTRC": b"curv" + bytes(4) + struct.pack(">IH", 1, round(256 * gamma)) + bytes(2),
+    }
+    table, body, start = struct.pack(">I", len(tags)), b"", 128 + 4 + 12 * len(tags)
+    for name, data in tags.items():
+        table += name + struct.pack(">2I", start + len(body), len(data))
+        body += data + bytes(-len(data) % 4)
+    head = struct.pack(">I4sI4s4s4s12x4s", start + len(body), b"", 0x02400000, b"mntr", b"GRAY", b"XYZ ", b"acsp")
+    return head.ljust(68, b"\0") + struct.pack(">3i", 63190, 65536, 54061).ljust(60, b"\0") + table + body
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "AVIF"])
+def test_gray_of_a_profile_becomes_srgb_where_gray_cannot_be(kind: str, tmp_path: Path) -> None:
+    """Linear gray of 55 is sRGB of 128; the same number in a profile of gray would be read as linear again."""
+    gray = Picture(torch.full((1, 16, 16), 55, dtype=torch.uint8), torch.full((1, 16, 16), 9, dtype=torch.uint8))
+    fit = fitted(replace(gray, icc=gray_profile(1.0)), kind)
+    assert fit.notes == ("gray was converted to sRGB through its profile",)
+    assert fit.alpha is not None
+    read = read_back(encode(fit, kind), tmp_path)
+    assert read.icc is None
+    linear = 55 / 255
+    wanted = 255 * (1.055 * linear ** (1 / 2.4) - 0.055)
+    assert fit.pixels.shape == (3, 16, 16)
+    assert float((fit.pixels - wanted).abs().max()) <= 1
+    assert float((read.pixels - wanted).abs().max()) <= 3
+
+
+def test_a_profile_of_gray_is_kept_where_gray_is_and_left_out_where_damaged() -> None:
+    gray, icc = Picture(values(1)), gray_profile(2.2)
+    for kind in ("PNG", "JPEG", "TIFF"):
+        assert (fitted(replace(gray, icc=icc), kind).icc, fitted(replace(gray, icc=icc), kind).notes) == (icc, ())
+    assert fitted(replace(gray, icc=SRGB), "WEBP").icc == SRGB  # of three equal channels it is right
+    damaged = fitted(replace(gray, icc=icc[:150]), "WEBP")
+    assert (damaged.icc, torch.equal(damaged.pixels, gray.pixels)) == (None, True)
+    assert damaged.notes == ("the colour profile was left out, because it is damaged or not of gray",)
 
 
 def test_what_an_encoder_refuses_is_told() -> None:

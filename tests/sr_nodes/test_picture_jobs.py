@@ -82,6 +82,11 @@ def test_one_file_to_a_file_a_folder_or_a_pipe(photos: Path) -> None:
         (["photos/b.jpg"], "new.png", "jpg", "the name 'new.png' and the format jpg contradict"),
         (["photos/*.tiff"], "out", "same", r"no picture matches 'photos/\*.tiff'"),
         (["photos/sub/deep"], "out", "same", "holds no picture"),
+        (["photos/b.jpg"], "photos/notes.txt", "same", "'photos/notes.txt' is a file, and its name is no picture's; "),
+        (["photos/sub"], "photos/b.jpg", "same", "'photos/b.jpg' is a file, and a folder or pattern is to be enlarged"),
+        (["photos", ""], "out", "same", r"one of the inputs \(IN\) is empty; give a file"),
+        (["photos/b.jpg"], "", "same", r"the output \(OUT\) is empty; give a folder"),
+        (["photos/b.jpg"], " ", "same", r"the output \(OUT\) is empty"),
     ],
 )
 def test_mistakes(photos: Path, inputs: list[str], output: str, format_: Format, words: str) -> None:
@@ -98,6 +103,29 @@ def test_results_are_not_inputs(photos: Path) -> None:
     assert shown(places(["photos"], "photos/large")) == before
     assert shown(places(["photos/**/*"], "photos/large")) == before
     assert len(places(["photos"], ".")) == len(places(["photos"], "photos")) == 2 * len(before)
+
+
+@pytest.mark.parametrize("format_", ["same", "png"])
+def test_results_beside_their_sources_are_not_inputs(photos: Path, format_: Format) -> None:
+    before = shown(places(["photos"], "photos", format_, "_x4"))
+    assert len(before) == 4
+    for target in before.values():
+        Path(target).write_bytes(b"x")
+    for inputs in (["photos"], ["photos/**/*"], [str(photos / "photos")]):
+        again = [place.target.resolve() for place in places(inputs, "photos", format_, "_x4")]
+        assert again == [Path(target).resolve() for target in before.values()]
+    assert len(places(["photos"], "photos", format_, "_other")) == 8  # by another suffix, they are pictures as any
+
+
+def test_of_equal_names_the_right_mend_is_named() -> None:
+    place = Place(Path("one/a.png"), Path("out/a.png"))
+    for other, words in (
+        ("two/a.png", "give it an output of its own, or rename it"),
+        ("one/a.jpg", "use --format same, or rename it"),
+        ("one/a.gif", "give it an output of its own, or rename it"),  # as the same it would be PNG too
+    ):
+        said = refusal(place, [], {place.target.resolve(): Path(other)}, overwrite=False)
+        assert said == f"its result would be out/a.png, as that of {other} is; {words}"
 
 
 def test_refusals(photos: Path) -> None:

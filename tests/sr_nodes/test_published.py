@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,10 @@ def load(path: Path, content: Any) -> Any:
     return load_generator(str(path))
 
 
-@pytest.mark.parametrize("prefix", ["module.", "net_g.", "generator.", "_orig_mod.", "netG.", "net.", "module.net_g."])
+@pytest.mark.parametrize(
+    "prefix",
+    ["module.", "net_g.", "generator.", "_orig_mod.", "netG.", "net.", "module.net_g.", "model.", "model.net."],
+)
 @pytest.mark.parametrize("make", [Sgrvinod, Esrgan2018])
 def test_prefixes_of_wrappers_are_dropped(tmp_path: Path, prefix: str, make: Callable[[], nn.Module]) -> None:
     tensors = shaken(make()).state_dict()
@@ -160,8 +164,10 @@ class Evil:
 def test_a_pickle_is_refused_and_never_run(tmp_path: Path, key: str) -> None:
     torch.save({"params": shaken(BasicMSRResNet()).state_dict(), key: Evil(tmp_path / "ran")}, tmp_path / "a.pth")
     words = r"a\.pth is refused: .*pickles more than tensors, which could run any program .*torch\.save\(model\.state"
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=words) as caught:
         load_generator(str(tmp_path / "a.pth"))
+    assert "weights_only" not in str(caught.value)
+    assert "safe_globals" not in str(caught.value)
     assert not (tmp_path / "ran").exists()
     torch.load(tmp_path / "a.pth", weights_only=False)
     assert (tmp_path / "ran").exists()  # it would have
@@ -176,8 +182,44 @@ def test_a_pickled_module_is_refused_with_the_mend(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"no weights", b"\x80\x02}q\x00."])
 def test_a_file_that_is_no_torch_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.pth").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.pth is refused: it is damaged, or"):
+    with pytest.raises(ValueError, match=r"a\.pth is damaged, or no file of torch's; copy or fetch it again$"):
         load_generator(str(tmp_path / "a.pth"))
+
+
+@pytest.mark.parametrize("kept", [0.3, 0.9, 0.999])
+def test_half_a_file_is_damaged_and_no_refused_pickle(tmp_path: Path, kept: float) -> None:
+    path = tmp_path / "a.pth"
+    torch.save(shaken(BasicMSRResNet()).state_dict(), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(ValueError, match=r"a\.pth is damaged, or no file of torch's"):
+        load_generator(str(path))
+
+
+def test_a_torchscript_program_is_called_one(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's, that it is old
+        torch.jit.save(torch.jit.trace(nn.Conv2d(3, 3, 1), torch.ones(1, 3, 2, 2)), tmp_path / "a.pt")  # type: ignore[no-untyped-call]
+    with pytest.raises(ValueError, match=r"a\.pt is a TorchScript program, not weights; give the weights"):
+        load_generator(str(tmp_path / "a.pt"))
+
+
+@pytest.mark.parametrize("suffix", ["", ".onnx", ".npz"])
+def test_another_suffix_is_told_with_those_that_are_read(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"a{suffix}").write_bytes(b"x")
+    words = rf"has the suffix '{suffix}'; give a weights file: \.safetensors, \.pth, \.pt, \.ckpt, \.tar, \.bin"
+    with pytest.raises(ValueError, match=words):
+        load_generator(str(tmp_path / f"a{suffix}"))
+
+
+def test_a_suffix_in_capitals_is_read(tmp_path: Path) -> None:
+    assert load(tmp_path / "a.PTH", shaken(BasicMSRResNet()).state_dict()).scale == 4
+
+
+def test_a_folder_is_no_weights_file(tmp_path: Path) -> None:
+    torch.save(shaken(BasicMSRResNet()).state_dict(), tmp_path / "a.pth")
+    with pytest.raises(ValueError, match=r" is a folder; give a weights file, in its folder: known: a\.pth"):
+        load_generator(str(tmp_path))
 
 
 @pytest.mark.parametrize(

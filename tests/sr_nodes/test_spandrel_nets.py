@@ -140,7 +140,8 @@ def test_a_pickle_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "a.pth", r"a\.pth is refused: .*pickles more than tensors")
 
 
-def test_without_spandrel_the_command_that_installs_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_spandrel_the_command_that_installs_it_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stored(tmp_path / "any.pth", Rrdbs(Rrdbs.NEW, "rdb"))
     monkeypatch.setitem(sys.modules, "spandrel", None)
     with pytest.raises(ValueError, match=r"needs spandrel .*; pip install 'sr-pipeline\[spandrel\]', or pip install"):
-        load_upscaler("any.pth")
+        load_upscaler(str(tmp_path / "any.pth"))

@@ -296,7 +296,8 @@ def test_batches_are_made_smaller_before_tiles_are() -> None:
 
 
 def test_where_nothing_fits_it_ends() -> None:
-    with pytest.raises(MemoryError, match="not enough memory on cpu for a tile of 16 pixels"):
+    mends = "give a smaller --tile, --precision bf16 or a smaller model"
+    with pytest.raises(MemoryError, match=f"not enough memory on cpu for a tile of 16 pixels; {mends}"):
         enlarge(Scarce(network("small"), 10, MemoryError()), noise(64, 64), tile=64)
 
 
@@ -308,7 +309,8 @@ def test_other_errors_are_not_taken_for_it() -> None:
 def test_auto_uses_half_of_the_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     net, pixels = Scarce(network("small"), 1 << 60, MemoryError()), noise(100, 150)
     assert net.bytes_per_pixel > 0  # measured once, here
-    monkeypatch.setattr(tiles, "free_bytes", lambda device: int(2 * 60 * 60 * net.bytes_per_pixel))
+    result = 16 * pixels.nbytes
+    monkeypatch.setattr(tiles, "free_bytes", lambda device: result + int(2 * 60 * 60 * net.bytes_per_pixel))
     net.sizes.clear()
     found = enlarge(net, pixels)
     assert max(net.sizes) <= 60 * 60
@@ -322,6 +324,29 @@ def test_auto_takes_the_whole_where_it_fits() -> None:
     net.sizes.clear()
     enlarge(net, noise(100, 150))
     assert net.sizes == [100 * 150]
+
+
+@pytest.mark.parametrize(("width", "count"), [(1024, 1), (1025, 2)])
+def test_auto_cuts_what_is_larger_than_the_largest_tile(
+    monkeypatch: pytest.MonkeyPatch, width: int, count: int
+) -> None:
+    net, told, pixels = Scarce(network("small"), 1 << 60, MemoryError()), Told(), noise(3, width)
+    monkeypatch.setattr(tiles, "free_bytes", lambda device: 1 << 60)
+    assert net.bytes_per_pixel > 0
+    net.sizes.clear()
+    found = enlarge(net, pixels, report=told)
+    assert len(net.sizes) == len(told.steps) == count
+    assert torch.allclose(found, whole(network("small"), pixels), rtol=0, atol=1e-5)
+
+
+def test_without_overlap_is_not_the_whole() -> None:
+    told = Told()
+    enlarge(Scarce(network("small"), 33 * 33, MemoryError()), noise(64, 128), tile=64, overlap=0, report=told)
+    assert told.warnings == [
+        "tiles are approximate: this srresnet sees as far as 10 pixels, and they overlap by 0; "
+        "give tile none to be exact",
+        "out of memory on cpu: going on with tiles of 32",
+    ]
 
 
 def peak(size: tuple[int, int], tile: int) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sr_nodes.generators import export_generator
@@ -122,9 +123,28 @@ def test_a_model_that_cannot_be_found_names_the_ways_to_get_one(tmp_path: Path) 
     )
     with pytest.raises(ValueError, match=words):
         find_upscaler("nix")
-    (tmp_path / "bad.safetensors").write_bytes(b"no weights")
-    with pytest.raises(ValueError, match=r"bad\.safetensors .*; and by load_upscaler: "):
-        find_upscaler(str(tmp_path / "bad.safetensors"))
+    with pytest.raises(ValueError, match=rf"no model '{BEST[:-1]}'; did you mean '{BEST}'\? Or give the name"):
+        find_upscaler(BEST[:-1])
+    mine = srresnet(blocks=1, channels=4)
+    export_generator(mine, run_dir=tmp_path)
+    with pytest.raises(ValueError, match=r"in its folder: did you mean 'generator\.safetensors'\? Or give the name"):
+        find_upscaler(str(tmp_path / "genrator.safetensors"))
+
+
+def test_a_reason_that_both_loaders_have_is_told_once(tmp_path: Path) -> None:
+    contents = {"bad.safetensors": b"no weights", "bad.pth": b"PK", "bad.onnx": b"", "bad": b""}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"/{name} ") as caught:
+            find_upscaler(str(tmp_path / name))
+        assert str(caught.value).count(name) == 1
+    with pytest.raises(
+        ValueError, match=r" is a folder; give a weights file, in its folder: did you mean 'bad\.safetensors'"
+    ):
+        find_upscaler(str(tmp_path))
+    save_file({"strange": torch.ones(1)}, tmp_path / "strange.safetensors")
+    with pytest.raises(ValueError, match=r"in no layout that load_generator knows.*; and by load_upscaler: "):
+        find_upscaler(str(tmp_path / "strange.safetensors"))
 
 
 def test_load_picture_warns_once(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import zlib
-from io import BytesIO
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch
 from sr_nodes.picture_files import read_whole
 from sr_nodes.upscale import find_upscaler
 from sr_nodes.upscale_job import Job, Outcomes, picture_files, upscale_file, upscale_summary
+from sr_pipeline.graph import Graph, Link
 
 BICUBIC = find_upscaler("bicubic")
 
@@ -266,6 +267,50 @@ def test_command_as_a_pipe(tmp_path: Path) -> None:
         assert not picture.getexif()
         assert np.array_equal(np.array(picture), np.kron(np.array(RGB), np.ones((4, 4, 1), np.uint8)))
     assert b"1 upscaled" in done.stderr
+
+
+def test_a_pipe_of_another_format(tmp_path: Path) -> None:
+    """--format is honoured; an empty OUT is refused, before anything is written that would be lost."""
+    words = ["upscale", "-", "-", "--model", "nearest"]
+    done = command(*words, "--format", "jpg", folder=tmp_path, stdin=encoded(RGB, "PNG"))
+    assert done.returncode == 0, done.stderr.decode()
+    with PIL.Image.open(BytesIO(done.stdout)) as picture:
+        assert (picture.format, picture.size) == ("JPEG", (32, 24))
+    RGB.save(tmp_path / "a.png")
+    refused = command("upscale", "a.png", "", "--model", "nearest", folder=tmp_path)
+    assert refused.returncode != 0
+    assert b"the output (OUT) is empty" in refused.stderr + refused.stdout
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_the_graph_of_one_picture_reads_as_the_job_did_and_no_pipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RGB.save(tmp_path / "a.png")
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    graph = Graph()
+    generator = graph.add("find_upscaler", id="generator", path="bicubic")
+    graph.add("upscale_file", id="sr", generator=generator, job=Link("pictures"))
+    graph.save(run_dir / "graph.json")
+    stdin = TextIOWrapper(BytesIO(encoded(RGB, "PNG")))
+    monkeypatch.setattr(sys, "stdin", stdin)
+    for source, name in ((str(tmp_path / "a.png"), "b.png"), ("-", "c.png")):
+        for job in picture_files((source,), str(tmp_path / name), max_megapixels=777):
+            assert upscale_file(BICUBIC, job, run_dir=run_dir).result().error == ""
+    assert json.loads(prompt_of(tmp_path / "b.png"))["photo"]["inputs"]["max_megapixels"] == 777
+    with PIL.Image.open(tmp_path / "c.png") as picture:
+        picture.load()
+        assert "prompt" not in picture.info
+
+
+def test_a_job_beside_its_sources_started_again(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        PIL.Image.fromarray(noise(5, 6)).save(tmp_path / f"{name}.png")
+    for done in (2, 0):
+        said = upscale([str(tmp_path)], str(tmp_path), suffix="_x4")
+        assert [len(said[key]) for key in ("upscaled", "skipped", "failed")] == [done, 2 - done, 0]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "a_x4.png", "b.png", "b_x4.png"]
 
 
 def test_killed_and_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
