@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sr_pipeline.errors import CheckpointError
+from sr_pipeline.files import written_beside
 
 FORMAT = "sr_pipeline.checkpoint/1"
 KEEP = 3
@@ -45,14 +45,8 @@ def save(folder: Path, step: int, state: Mapping[str, Any], unchanged: Mapping[s
 
 def write_safely(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """A safetensors file written beside, synced and renamed."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with written_beside(path) as beside:
         safetensors.torch.save_file(dict(tensors), beside, metadata)
-        with beside.open("rb+") as file:
-            os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def latest(folder: Path) -> Path | None:

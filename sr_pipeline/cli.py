@@ -211,18 +211,13 @@ def _load_run(
     graph: str, settings: list[str] | None, pack: list[str] | None, run_dir: Path | None, resume: bool
 ) -> tuple[Registry, Graph, Path | None]:
     """What to run, and where. A resumed run goes on with the graph of its folder, and any new settings on top."""
-    from sr_pipeline.check import with_settings
     from sr_pipeline.folder import find_folder
-    from sr_pipeline.graph import Graph
-    from sr_pipeline.registry import load_packs
     from sr_pipeline.shipped import find_graph
 
-    loaded = find_graph(graph)
     if resume:
-        folder = find_folder(run_dir, loaded)
-        run_dir, loaded = folder.path, Graph.load(folder.graph)
-    registry = load_packs(pack or ())
-    return registry, with_settings(loaded, registry, settings or ()), run_dir
+        folder = find_folder(run_dir, find_graph(graph))
+        run_dir, graph = folder.path, str(folder.graph)
+    return *_load(graph, settings, pack), run_dir
 
 
 def _print_error(error: PipelineError) -> None:

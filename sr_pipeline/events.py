@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sr_pipeline.errors import UsageError
+from sr_pipeline.files import written_beside
 from sr_pipeline.sockets import Reporter
 
 
@@ -152,10 +153,8 @@ class MetricsCsv:
         self._open(read_metrics(path))
 
     def _open(self, rows: list[tuple[int, str, float]]) -> None:
-        beside = self.path.with_name(f".{self.path.name}.part")
-        with beside.open("w", encoding="utf-8", newline="") as file:
+        with written_beside(self.path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("step", "name", "value"), *rows])
-        beside.replace(self.path)
         self.known = {(step, name) for step, name, _ in rows}
         self.file = self.path.open("a", encoding="utf-8", newline="")
         self.writer = csv.writer(self.file)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import io
 import math
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sr_nodes.generators import export_generator
+from sr_nodes.generators import export_generator, write_file
 from sr_nodes.inference import Prepared, folded
 from sr_nodes.modules import CPU
 from sr_nodes.receptive import receptive_field
@@ -48,7 +47,7 @@ def export_onnx(
         filename: a path inside the run's folder.
         every: steps between two exports; 0 is once, after the last.
     """
-    _written(_onnx(generator), _inside(run_dir, filename))
+    write_file(_inside(run_dir, filename), _onnx(generator))
 
 
 @node(category="generator", output=True)
@@ -66,7 +65,7 @@ def export_torchscript(
         filename: a path inside the run's folder.
         every: steps between two exports; 0 is once, after the last.
     """
-    _written(_torchscript(generator), _inside(run_dir, filename))
+    write_file(_inside(run_dir, filename), _torchscript(generator))
 
 
 @node(category="generator", output=True)
@@ -98,7 +97,7 @@ def export_model(
         if to == "safetensors":
             export_generator(_trainable(generator), target.name, run_dir=target.parent)
         else:
-            _written(_onnx(generator) if to == "onnx" else _torchscript(generator), target)
+            write_file(target, _onnx(generator) if to == "onnx" else _torchscript(generator))
     except OSError as error:
         raise ValueError(f"{target} cannot be written: {error.strerror or error}; give another path") from error
     mebibytes = target.stat().st_size / 2**20
@@ -213,14 +212,3 @@ def _inside(run_dir: Path, filename: str) -> Path:
     if run_dir.resolve() not in target.parents or target.is_dir():
         raise ValueError(f"{filename!r} is no file inside the run's folder {run_dir}; give a plain name")
     return target
-
-
-def _written(content: bytes, target: Path) -> None:
-    """Written beside and renamed: nobody reads half a file."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(content)
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)

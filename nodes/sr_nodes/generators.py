@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from sr_nodes.rrdbnet import rrdbnet
 from sr_nodes.srresnet import msrresnet, srresnet
 from sr_nodes.types import Generator, Image
 from sr_pipeline.errors import nearest
+from sr_pipeline.files import written_beside
 from sr_pipeline.node import node
 from sr_pipeline.sockets import Device, Every, Mutates, RunDir, Training
 
@@ -179,7 +179,7 @@ def export_generator(
         "architecture": generator.architecture,
         "config": json.dumps(generator.config),
     }
-    _replace(target, save(tensors, metadata))
+    write_file(target, save(tensors, metadata))
 
 
 def _stored(name: str, tensor: Tensor, half: bool) -> Tensor:
@@ -191,15 +191,8 @@ def _stored(name: str, tensor: Tensor, half: bool) -> Tensor:
     return stored
 
 
-def _replace(target: Path, content: bytes) -> None:
-    """Write beside, force to the disk, and rename: there is never half a file under the name."""
+def write_file(target: Path, content: bytes) -> None:
+    """Write a whole file, in a folder that may not be there yet."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
+    with written_beside(target) as beside:
+        beside.write_bytes(content)

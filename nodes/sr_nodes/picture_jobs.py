@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import os
 import re
-import secrets
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +16,7 @@ import PIL.Image
 from sr_nodes.assets import resolve
 from sr_nodes.picture_files import KINDS, PIPE
 from sr_nodes.pictures import SUFFIXES, find_pictures
+from sr_pipeline.files import written_beside
 from sr_pipeline.processes import is_running
 
 Format = Literal["same", "png", "jpg", "webp", "tiff", "avif"]
@@ -145,15 +145,8 @@ def write_bytes(target: Path, data: bytes) -> None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
-    beside = target.with_name(f".sr-pipeline-{os.getpid()}-{secrets.token_hex(4)}.part")  # short: names may be long
-    try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
+    with written_beside(target) as beside:
+        beside.write_bytes(data)
 
 
 def remove_stale(folder: Path, recursive: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import warnings
 import zlib
@@ -22,6 +21,7 @@ from torch import Tensor
 from sr_nodes.assets import resolve
 from sr_nodes.modules import CPU
 from sr_nodes.types import Image
+from sr_pipeline.files import written_beside
 from sr_pipeline.node import node
 from sr_pipeline.sockets import Device
 
@@ -225,12 +225,8 @@ def write_picture(path: Path, picture: PIL.Image.Image) -> None:
     """
     kind = saved_as(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with written_beside(path, sync=False) as beside:
         picture.save(beside, format=kind, **_OPTIONS[kind])
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def saved_as(path: Path) -> str:
