@@ -84,7 +84,7 @@ def filter_each(image: Image, kernels: Tensor) -> Image:
     """
     batch, channels = image.shape[:2]
     padded = _reflected(image, kernels.shape[-1] // 2)
-    weight = kernels.to(image).repeat_interleave(channels, dim=0).unsqueeze(1)
+    weight = kernels.to(image.device, image.dtype, non_blocking=True).repeat_interleave(channels, dim=0).unsqueeze(1)
     filtered = F.conv2d(padded.reshape(1, -1, *padded.shape[2:]), weight, groups=batch * channels)
     return filtered.view(image.shape).clamp(0, 1)
 

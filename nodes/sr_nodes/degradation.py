@@ -75,7 +75,7 @@ def gaussian_downsample(hr: Image, scale: Factor = 4, sigma: Annotated[float, Fi
     pad = max(0, math.ceil(4 * sigma - (scale - 1) / 2))
     offsets = torch.arange(scale + 2 * pad, dtype=torch.float64) - (scale - 1) / 2 - pad
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
-    kernel = (kernel / kernel.sum()).to(hr)
+    kernel = (kernel / kernel.sum()).to(hr.device, hr.dtype, non_blocking=True)
     height, width = hr.shape[-2:]
     padded = _mirror(hr, pad, (pad + -height % scale, pad + -width % scale))
     rows = (padded.unfold(-2, len(kernel), scale) * kernel).sum(-1)

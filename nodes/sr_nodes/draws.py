@@ -1,4 +1,8 @@
-"""Random draws of the degradations: one an image, on the CPU, from the node's own generator. No nodes."""
+"""Random draws of the degradations, from the node's own generator. No nodes.
+
+What is one number an image is drawn on the CPU: a seed gives the same recipe on every device, and no draw waits for
+one. What is one number a pixel is drawn on the image's device, by the generator that ``generator_on`` gives.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +45,17 @@ def choice(count: int, shares: Sequence[float], rng: torch.Generator | None) -> 
     return torch.multinomial(torch.tensor(shares, dtype=torch.float64), count, replacement=True, generator=rng)
 
 
+def generator_on(device: torch.device, rng: torch.Generator | None) -> torch.Generator | None:
+    """A generator of a device, for numbers by the pixel, seeded by a draw of ``rng``; without it None: torch's own.
+
+    One seed gives other numbers on another kind of device.
+    """
+    if rng is None:
+        return None
+    return torch.Generator(device).manual_seed(int(torch.randint(2**63 - 1, (), generator=rng)))
+
+
 def per_image(values: Tensor, image: Tensor) -> Tensor:
     """Values [B] as [B, 1, 1, 1] on the image's device; numbers in its dtype, booleans as they are."""
     kind = values.dtype if values.dtype == torch.bool else image.dtype
-    return values.to(image.device, kind).view(-1, 1, 1, 1)
+    return values.to(image.device, kind, non_blocking=True).view(-1, 1, 1, 1)

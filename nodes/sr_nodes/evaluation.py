@@ -14,7 +14,7 @@ from pydantic import Field
 from sr_nodes.degradation import Factor, bicubic_upscale
 from sr_nodes.images import comparison
 from sr_nodes.pairs import Label
-from sr_nodes.types import Image
+from sr_nodes.types import Image, Metrics
 from sr_pipeline.jsontext import strict_json
 from sr_pipeline.node import node
 from sr_pipeline.sockets import SILENT, Report, RunDir, Socket
@@ -42,10 +42,18 @@ PAPER: dict[str, dict[str, tuple[float, float]]] = {
 
 PAPER_SCALE = 4
 HERE = Path()
-METRICS = ("psnr_y", "ssim_y", "psnr_rgb")
+METRICS = {
+    "psnr_y": ("PSNR-Y", "{:.2f} dB"),
+    "ssim_y": ("SSIM-Y", "{:.4f}"),
+    "psnr_rgb": ("PSNR-RGB", "{:.2f} dB"),
+    "ms_ssim": ("MS-SSIM-Y", "{:.4f}"),
+    "lpips": ("LPIPS", "{:.4f}"),
+}
+"""The headings of figures, and how they are written; the first three are always there."""
 
 Evaluation = Annotated[dict[str, Any], Socket("Evaluation")]
-"""``{"Set5": {"psnr_y": ..., "ssim_y": ..., "psnr_rgb": ..., "images": [{"name": ..., "psnr_y": ...}, ...]}}``."""
+"""``{"Set5": {"psnr_y": ..., "ssim_y": ..., "psnr_rgb": ..., "images": [{"name": ..., "psnr_y": ...}, ...]}}``: means,
+and below each picture its own figures, of the same names."""
 
 
 @node(category="evaluation")
@@ -57,28 +65,33 @@ class Evaluate:
         psnr_y: its PSNR on luma, dB.
         ssim_y: its SSIM on luma.
         psnr_rgb: its PSNR on RGB, dB.
+        further: more figures of it, by name; each picture has the same.
     """
 
     def __init__(self) -> None:
-        self._rows: list[tuple[str, str, float, float, float]] = []
+        self._images: dict[str, list[dict[str, Any]]] = {}
 
-    def __call__(self, label: Label, psnr_y: float, ssim_y: float, psnr_rgb: float) -> None:
-        self._rows.append((label.testset, label.name, psnr_y, ssim_y, psnr_rgb))
+    def __call__(
+        self, label: Label, psnr_y: float, ssim_y: float, psnr_rgb: float, further: Metrics | None = None
+    ) -> None:
+        figures = {"psnr_y": psnr_y, "ssim_y": ssim_y, "psnr_rgb": psnr_rgb, **(further or {})}
+        self._images.setdefault(label.testset, []).append({"name": label.name, **figures})
 
     def result(self) -> Evaluation:
-        found: dict[str, Any] = {}
-        for testset in dict.fromkeys(row[0] for row in self._rows):
-            rows = [row[1:] for row in self._rows if row[0] == testset]
-            means = [sum(column) / len(rows) for column in zip(*(row[1:] for row in rows), strict=True)]
-            images = [dict(zip(("name", *METRICS), row, strict=True)) for row in rows]
-            found[testset] = {**dict(zip(METRICS, means, strict=True)), "images": images}
-        return found
+        return {
+            testset: {**{name: _mean(images, name) for name in images[0] if name != "name"}, "images": images}
+            for testset, images in self._images.items()
+        }
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self._rows}
+        return {"images": self._images}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._rows = [tuple(row) for row in state["rows"]]
+        self._images = state["images"]
+
+
+def _mean(images: list[dict[str, Any]], name: str) -> float:
+    return float(sum(image[name] for image in images) / len(images))
 
 
 @node(category="evaluation", output=True)
@@ -115,8 +128,8 @@ def evaluation_report(
 
     Gives ``{"model": ..., "scale": ..., "border": ..., "sets": {"Set5": {"psnr_y": ..., "ssim_y": ..., "images": [...],
     "paper": {...}}}}``, where paper holds the columns of the SRGAN paper for that set at scale 4, with its own SSIM
-    (daala's, not Wang's). JSON has no infinity: the PSNR of a picture that is equal to its HR is null in
-    evaluation.json, and so is the mean of its set.
+    (daala's, not Wang's). Further figures stand beside these under their own names. JSON has no infinity: the PSNR of
+    a picture that is equal to its HR is null in evaluation.json, and so is the mean of its set.
 
     Args:
         evaluation: the figures.
@@ -141,7 +154,9 @@ def _paper(testset: str) -> dict[str, dict[str, float]]:
 
 
 def _note(content: dict[str, Any]) -> str:
-    return f"Y is BT.601 studio range, {content['border']}-pixel border cut."
+    daala = any(figures["paper"] for figures in content["sets"].values())
+    star = " * daala's SSIM, which is not comparable to Wang's." if daala else ""
+    return f"Y is BT.601 studio range, {content['border']}-pixel border cut.{star}"
 
 
 @node(category="evaluation", output=True)
@@ -153,15 +168,28 @@ def evaluation_table(report: Evaluation) -> str:
     """
     lines = []
     for name, figures in report["sets"].items():
-        lines += [f"{name} ({len(figures['images'])} pictures)", f"  {'':<24} PSNR-Y    SSIM-Y   PSNR-RGB"]
-        psnr, ssim, rgb = (figures[metric] for metric in METRICS)
-        lines.append(f"  {_short(report['model']):<24} {psnr:6.2f} dB {ssim:8.4f} {rgb:7.2f} dB")
-        for column, paper in figures["paper"].items():
-            lines.append(f"  {'paper: ' + column:<24} {paper['psnr_y']:6.2f} dB {paper['ssim_daala']:8.4f}*")
-        lines.append("")
-    daala = any(figures["paper"] for figures in report["sets"].values())
-    lines.append(_note(report) + (" * daala's SSIM, which is not comparable to Wang's." if daala else ""))
-    return "\n".join(lines).rstrip()
+        lines += [f"{name} ({len(figures['images'])} pictures)", *_lines(_short(report["model"]), figures), ""]
+    return "\n".join([*lines, _note(report)])
+
+
+def _lines(model: str, figures: dict[str, Any]) -> list[str]:
+    """A set's table as text; the paper's stars hang out at the right."""
+    rows = _table(model, figures)
+    cells = [[f"{cell:>10}" if cell.endswith("*") else f"{cell:>9} " for cell in row] for _, *row in rows]
+    return [f"  {row[0]:<24}{''.join(line)}".rstrip() for row, line in zip(rows, cells, strict=True)]
+
+
+def _table(model: str, figures: dict[str, Any]) -> list[list[str]]:
+    """The headings, this model's means, and the paper's columns of that set."""
+    shown = [(METRICS.get(name, (name, "{:.4f}")), figures[name]) for name in _names(figures)]
+    rows = [["", *(heading for (heading, _), _ in shown)], [model, *(form.format(mean) for (_, form), mean in shown)]]
+    for column, paper in figures["paper"].items():
+        rows.append([f"paper: {column}", f"{paper['psnr_y']:.2f} dB", f"{paper['ssim_daala']:.4f}*"])
+    return rows
+
+
+def _names(figures: dict[str, Any]) -> list[str]:
+    return [name for name in figures if name not in ("images", "paper")]
 
 
 def _short(model: str) -> str:
@@ -171,10 +199,11 @@ def _short(model: str) -> str:
 def _csv(sets: dict[str, Any]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("set", "name", *METRICS))
+    names = next((_names(figures) for figures in sets.values()), [])
+    writer.writerow(("set", "name", *names))
     for testset, figures in sets.items():
-        writer.writerows((testset, i["name"], *(i[m] for m in METRICS)) for i in figures["images"])
-        writer.writerow((testset, "mean", *(figures[m] for m in METRICS)))
+        writer.writerows((testset, image["name"], *(image[n] for n in names)) for image in figures["images"])
+        writer.writerow((testset, "mean", *(figures[n] for n in names)))
     return text.getvalue()
 
 
@@ -188,18 +217,17 @@ def _page(content: dict[str, Any]) -> str:
     model = html.escape(content["model"])
     body = [f"<h1>{model}</h1>"]
     for testset, figures in content["sets"].items():
-        body += [f"<h2>{html.escape(testset)}</h2>", _rows(model, figures)]
+        body += [f"<h2>{html.escape(testset)}</h2>", _html(_table(content["model"], figures))]
         for image in figures["images"]:
             name, source = html.escape(image["name"]), urllib.parse.quote(sheet_path(testset, image["name"]))
             caption = f"{name}: {image['psnr_y']:.2f} dB, SSIM {image['ssim_y']:.4f}"
             body.append(f'<figure><img src="{source}" alt="{name}"><figcaption>{caption}</figcaption></figure>')
     head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{model}</title><style>{_STYLE}</style>'
-    note = f"<p>{_note(content)} The paper's SSIM is daala's, not Wang's.</p>"
+    note = f"<p>{html.escape(_note(content))}</p>"
     return "\n".join([head, *body, note]) + "\n"
 
 
-def _rows(model: str, figures: dict[str, Any]) -> str:
-    rows = [(model, figures["psnr_y"], figures["ssim_y"])]
-    rows += [(f"paper: {column}", p["psnr_y"], p["ssim_daala"]) for column, p in figures["paper"].items()]
-    cells = "".join(f"<tr><td>{name}</td><td>{psnr:.2f}</td><td>{ssim:.4f}</td></tr>" for name, psnr, ssim in rows)
-    return f"<table><tr><th></th><th>PSNR-Y, dB</th><th>SSIM</th></tr>{cells}</table>"
+def _html(rows: list[list[str]]) -> str:
+    texts = [[html.escape(cell) for cell in row] for row in rows]
+    cells = "".join("<tr><td>" + "</td><td>".join(row) + "</td></tr>" for row in texts[1:])
+    return f"<table><tr><th>{'</th><th>'.join(texts[0])}</th></tr>{cells}</table>"

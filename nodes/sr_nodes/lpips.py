@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torchvision.models import get_weight
 
 from sr_nodes.losses import check_same_shape
 from sr_nodes.modules import CPU
@@ -16,6 +19,13 @@ from sr_pipeline.node import node
 from sr_pipeline.sockets import Device
 
 Backbone = Literal["alex", "squeeze", "vgg"]
+LEAST_SIDE = 32
+"""Pixels that lpips needs a side."""
+_WEIGHTS = {
+    "alex": "AlexNet_Weights.IMAGENET1K_V1",
+    "squeeze": "SqueezeNet1_1_Weights.IMAGENET1K_V1",
+    "vgg": "VGG16_Weights.IMAGENET1K_V1",
+}
 
 
 class LpipsNet(nn.Module):
@@ -49,12 +59,13 @@ def lpips_net(backbone: Backbone = "alex", device: Device = CPU) -> LpipsNet:
     except ImportError:
         raise ValueError("LPIPS needs TorchMetrics: pip install 'sr-pipeline[lpips]'") from None
     try:
-        metric = LearnedPerceptualImagePatchSimilarity(net_type=backbone, normalize=True)
+        with redirect_stdout(sys.stderr):  # torch tells there what it fetches, and --json prints nothing else
+            metric = LearnedPerceptualImagePatchSimilarity(net_type=backbone, normalize=True)
     except OSError as error:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise ValueError(
-            f"torchvision's ImageNet weights of {backbone} cannot be fetched ({error}); "
-            f"put the file from download.pytorch.org into {folder}"
+            f"LPIPS measures with torchvision's ImageNet weights of {backbone}, which cannot be fetched ({error}); "
+            f"put {get_weight(_WEIGHTS[backbone]).url} into {folder}"
         ) from error
     return LpipsNet(metric).to(device).eval()
 
@@ -74,8 +85,8 @@ def lpips(net: LpipsNet, sr: Image, hr: Image, border: Annotated[int, Field(ge=0
     """
     check_same_shape(sr, hr)
     height, width = hr.shape[2] - 2 * border, hr.shape[3] - 2 * border
-    if min(height, width) < 32:
-        raise ValueError(f"{width}x{height} pixels are left, and lpips needs 32 a side; use larger pictures")
+    if min(height, width) < LEAST_SIDE:
+        raise ValueError(f"{width}x{height} pixels are left, and lpips needs {LEAST_SIDE} a side; use larger pictures")
     inside = (..., slice(border, border + height), slice(border, border + width))
     with torch.no_grad():
         return float(net(sr.clamp(0, 1)[inside], hr.clamp(0, 1)[inside]))

@@ -1,4 +1,8 @@
-"""Noise of sensors: Gaussian and Poisson, coloured or gray, as Real-ESRGAN draws it."""
+"""Noise of sensors: Gaussian and Poisson, coloured or gray, as Real-ESRGAN draws it.
+
+The noise is drawn on the image's device, so one seed gives other noise on a CUDA device than on the CPU; which image
+gets which kind and strength is the same on both.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sr_nodes.draws import Probability, chance, check_range, per_image, uniform
+from sr_nodes.draws import Probability, chance, check_range, generator_on, per_image, uniform
 from sr_nodes.types import Image
 from sr_pipeline.node import node
 from sr_pipeline.sockets import Rng
@@ -48,7 +52,8 @@ def gaussian_noise(
     sigma = uniform(len(image), sigma_min, sigma_max, rng) / 255
     gray = per_image(chance(len(image), gray_probability, rng), image)
     sigma = sigma * chance(len(image), probability, rng)
-    noise = torch.randn(image.shape, generator=rng).to(image)
+    generator = generator_on(image.device, rng)
+    noise = torch.randn(image.shape, generator=generator, dtype=image.dtype, device=image.device)
     return _added(image, torch.where(gray, noise[:, :1], noise), sigma)
 
 
@@ -82,11 +87,11 @@ def poisson_noise(
     scale = uniform(len(image), scale_min, scale_max, rng)
     gray = per_image(chance(len(image), gray_probability, rng), image)
     scale = scale * chance(len(image), probability, rng)
-    luma = (image * image.new_tensor(LUMA).view(3, 1, 1)).sum(1, keepdim=True)
+    red, green, blue = torch.split(image, 1, dim=1)
+    luma = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
     levels = (torch.where(gray, luma, image).detach().clamp(0, 1) * 255).round()
     seen, photons = levels / 255, _photons(levels)
-    counts = torch.poisson((seen * photons).cpu(), generator=rng).to(image)
-    noise = counts / photons - seen
+    noise = torch.poisson(seen * photons, generator=generator_on(image.device, rng)) / photons - seen
     return _added(image, torch.where(gray, noise[:, :1], noise), scale)
 
 
@@ -124,7 +129,7 @@ def random_noise(
         (gaussian, gaussian_noise, sigma_min, sigma_max),
         (~gaussian, poisson_noise, scale_min, scale_max),
     ):
-        where = chosen.nonzero().flatten().to(image.device)
+        where = chosen.nonzero().flatten().to(image.device, non_blocking=True)
         noisy[where] = add(image[where], least, greatest, gray_probability, rng=rng)
     return noisy
 

@@ -16,6 +16,8 @@ from sr_pipeline.node import node
 WINDOW, SIGMA = 11, 1.5
 C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+MS_SSIM_SIDE = WINDOW * 2 ** (len(SCALE_WEIGHTS) - 1)
+"""Pixels that ms_ssim needs a side: the window at the last scale."""
 
 Channel = Literal["y", "rgb"]
 Border = Annotated[int, Field(ge=0)]
@@ -68,7 +70,7 @@ def ms_ssim(sr: Image, hr: Image, channel: Channel = "y", border: Border = 4, ei
             after the border is cut.
     """
     one, other = compared(sr, hr, channel, border, eight_bit)
-    _check_sides(one, WINDOW * 2 ** (len(SCALE_WEIGHTS) - 1), "ms_ssim")
+    _check_sides(one, MS_SSIM_SIDE, "ms_ssim")
     product = torch.ones(one.shape[:2], dtype=one.dtype, device=one.device)
     for scale, weight in enumerate(SCALE_WEIGHTS):
         luminance, contrast = _ssim_maps(one, other)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sr_nodes.draws import chance, check_range, choice, per_image, uniform
+from sr_nodes.draws import chance, check_range, choice, generator_on, per_image, uniform
 
 COUNT = 20_000
 
@@ -60,3 +60,28 @@ def test_a_range_that_is_turned_round_is_refused() -> None:
     check_range("sigma", 2.0, 2.0)
     with pytest.raises(ValueError, match=r"sigma_min is 3.0 and sigma_max 2.0; give sigma_min the smaller number"):
         check_range("sigma", 3.0, 2.0)
+
+
+def test_a_generator_of_a_device_is_seeded_by_the_nodes_own() -> None:
+    def numbers(seed: int) -> torch.Tensor:
+        own = rng(seed)
+        made = [generator_on(torch.device("cpu"), own) for _ in range(2)]
+        return torch.stack([torch.rand(5, generator=generator) for generator in made])
+
+    before = torch.get_rng_state()
+    first = numbers(1)
+    assert torch.equal(first, numbers(1))
+    assert not torch.equal(first, numbers(2))
+    assert not torch.equal(first[0], first[1])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert generator_on(torch.device("cpu"), None) is None
+
+
+def test_a_draw_by_the_image_does_not_depend_on_those_by_the_pixel() -> None:
+    """So that a device whose noise differs has the same recipe: one number is taken, however many it gives."""
+    after = []
+    for count in (1, 1000):
+        own = rng()
+        torch.rand(count, generator=generator_on(torch.device("cpu"), own))
+        after.append(uniform(4, 0, 1, own))
+    assert torch.equal(*after)

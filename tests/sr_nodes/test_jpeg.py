@@ -1,9 +1,8 @@
-"""JPEG against Pillow's files in memory, on real photographs and odd sizes."""
+"""JPEG bit for bit against Pillow's files in memory, on real photographs and odd sizes."""
 
 from __future__ import annotations
 
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -13,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sr_nodes.assets import resolve
-from sr_nodes.jpeg import jpeg, quantize
+from sr_nodes.jpeg import Chroma, jpeg, quantize
 from sr_nodes.pictures import read_picture, to_image
+from sr_pipeline.paths import resolve
+
+CHROMAS: tuple[Chroma, ...] = ("4:2:0", "4:4:4")
 
 
 def rng(seed: int = 0) -> torch.Generator:
@@ -24,17 +25,18 @@ def rng(seed: int = 0) -> torch.Generator:
 
 @pytest.fixture(scope="module")
 def photo() -> Tensor:
-    pictures = sorted(resolve("sr_nodes:samples/test").glob("*.jpg"))
-    pixels = [read_picture(Path(path))[:, 200:328, 200:331] for path in pictures]
-    return to_image(torch.stack(pixels))
+    """A piece of every photograph that ships, of odd sizes, one batch."""
+    pictures = sorted(resolve("sr_nodes:samples").glob("*/*.jpg"))
+    assert len(pictures) > 5
+    return to_image(torch.stack([read_picture(path)[:, 200:357, 200:411] for path in pictures]))
 
 
-def by_pillow(image: Tensor, quality: int) -> Tensor:
-    """What Pillow reads of the files it wrote, with its default chroma subsampling."""
+def by_pillow(image: Tensor, quality: int, chroma: str = "4:2:0") -> Tensor:
+    """What Pillow, and so libjpeg-turbo, reads of the files it wrote."""
     read = []
     for pixels in (image * 255).round().byte().permute(0, 2, 3, 1).numpy():
         file = BytesIO()
-        PIL.Image.fromarray(pixels).save(file, "JPEG", quality=quality)
+        PIL.Image.fromarray(pixels).save(file, "JPEG", quality=quality, subsampling=chroma)
         read.append(torch.from_numpy(np.array(PIL.Image.open(file))))
     return torch.stack(read).permute(0, 3, 1, 2) / 255
 
@@ -43,19 +45,51 @@ def levels_apart(first: Tensor, second: Tensor) -> float:
     return 255 * (first - second).abs().max().item()
 
 
-@pytest.mark.parametrize("quality", [1, 30, 49, 50, 75, 95, 100])
-@pytest.mark.parametrize(("height", "width"), [(96, 96), (37, 53), (24, 8), (3, 5), (1, 1)])
-def test_jpeg_is_pillows(photo: Tensor, quality: int, height: int, width: int) -> None:
-    image = photo[..., :height, :width]
-    made = jpeg(image, quality, quality, rng=rng())
+def assert_is_pillows(image: Tensor, quality: int, chroma: Chroma) -> None:
+    made = jpeg(image, quality, quality, chroma=chroma, rng=rng())
     assert made.dtype == torch.float32
-    assert levels_apart(made, by_pillow(image, quality)) < 1.001
+    assert torch.equal(made, by_pillow(image, quality, chroma))
 
 
+@pytest.mark.parametrize("chroma", CHROMAS)
+@pytest.mark.parametrize("quality", [1, *range(10, 101, 10), 49, 51, 75, 95])
+def test_jpeg_of_photographs_is_pillows_bit_for_bit(photo: Tensor, quality: int, chroma: Chroma) -> None:
+    assert_is_pillows(photo, quality, chroma)
+
+
+@pytest.mark.parametrize("chroma", CHROMAS)
 @given(st.integers(0, 999), st.integers(1, 100), st.integers(1, 40), st.integers(1, 40))
-def test_jpeg_of_noise_is_pillows(seed: int, quality: int, height: int, width: int) -> None:
-    image = torch.rand(1, 3, height, width, generator=rng(seed))
-    assert levels_apart(jpeg(image, quality, quality, rng=rng()), by_pillow(image, quality)) < 1.001
+def test_jpeg_of_noise_of_any_size_is_pillows(chroma: Chroma, seed: int, quality: int, height: int, width: int) -> None:
+    assert_is_pillows(torch.rand(2, 3, height, width, generator=rng(seed)), quality, chroma)
+
+
+@pytest.mark.parametrize("width", range(1, 19))
+def test_the_edges_of_every_small_size_are_pillows(width: int) -> None:
+    """Up to two rows and columns beyond a whole 16x16: where blocks are filled up, and chroma is not smoothed."""
+    for height in (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 18):
+        assert_is_pillows(torch.rand(1, 3, height, width, generator=rng(height)), 75, "4:2:0")
+
+
+@pytest.mark.parametrize("chroma", CHROMAS)
+@pytest.mark.parametrize("quality", [1, 30, 100])
+def test_jpeg_of_the_strongest_contrasts_is_pillows(quality: int, chroma: Chroma) -> None:
+    assert_is_pillows(torch.rand(2, 3, 61, 43, generator=rng()).round(), quality, chroma)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("chroma", CHROMAS)
+def test_jpeg_of_whole_photographs_is_pillows_at_every_quality(chroma: Chroma) -> None:
+    for path in sorted(resolve("sr_nodes:samples/test").glob("*.jpg")):
+        for quality in range(1, 101):
+            assert_is_pillows(to_image(read_picture(path)), quality, chroma)
+
+
+def test_a_batch_is_as_its_images_alone(photo: Tensor) -> None:
+    """With a quality of its own for each, drawn before all else."""
+    drawn = torch.randint(20, 91, (len(photo),), generator=rng(5)).tolist()
+    assert len(set(drawn)) > 3
+    alone = [by_pillow(photo[[place]], quality) for place, quality in enumerate(drawn)]
+    assert torch.equal(jpeg(photo, 20, 90, rng=rng(5)), torch.cat(alone))
 
 
 def test_the_error_falls_as_the_quality_rises(photo: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torchvision.models import squeezenet1_1
 
-from sr_nodes.lpips import LpipsNet, lpips, lpips_net
+from sr_nodes.lpips import Backbone, LpipsNet, lpips, lpips_net
 
 WEIGHTS = "squeezenet1_1-b8a52dc0.pth"
 
@@ -54,14 +55,26 @@ def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
         lpips_net()
 
 
-def test_missing_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No network: the message says which file belongs where."""
+@pytest.mark.parametrize("backbone", ["alex", "squeeze", "vgg"])
+def test_missing_weights(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No network: the message says which file belongs where, and standard output is left to the results."""
     pytest.importorskip("torchmetrics", reason="the extra lpips is not installed")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
 
-    def refuse(*_: object, **__: object) -> None:
+    wanted: list[str] = []
+
+    def refuse(url: str, *_: object, **__: object) -> None:
+        wanted.append(url)
         raise OSError("no network")
 
     monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
-    with pytest.raises(ValueError, match=r"weights of alex cannot be fetched \(no network\); put the file"):
-        lpips_net()
+    message = rf"weights of {backbone}, which cannot be fetched \(no network\); put (https://\S+\.pth) into (.*)"
+    with pytest.raises(ValueError, match=message) as refused:
+        lpips_net(backbone)
+    found = re.search(message, str(refused.value))
+    assert found
+    assert [found[1]] == wanted
+    assert Path(found[2]) == tmp_path / "hub" / "checkpoints"
+    assert capsys.readouterr().out == ""

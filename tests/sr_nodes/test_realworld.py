@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,8 @@ TINY = [
     "hr.batch=2",
     "pairs.crop=32",
 ]
-ORDER = ["hr", "blur_1", "resize_1", "noise_1", "jpeg_1", "blur_2", "resize_2", "noise_2", "to_scale", "sinc", "lr"]
+TWO_ROUNDS = ["hr", "blur_1", "resize_1", "noise_1", "jpeg_1", "blur_2", "resize_2", "noise_2"]
+LAST_ORDERS = {"first": ["to_scale_1", "sinc_1", "jpeg_2"], "second": ["jpeg_3", "to_scale_2", "sinc_2"]}
 
 
 def lr_of(step: int, seed: int, registry: Registry, folder: Path) -> Tensor:
@@ -63,33 +65,67 @@ def test_lr_depends_on_the_seed_and_the_step(registry: Registry, tmp_path: Path)
 
 def test_the_recipe_is_in_the_papers_order() -> None:
     nodes = Graph.load(PATH).nodes
-    for before, after in pairwise(ORDER):
-        assert nodes[after].inputs["image"] == (before, 0)
-    kinds = [nodes[id_].class_type for id_ in ORDER[1:]]
-    assert kinds[:4] == ["random_blur", "random_resize", "random_noise", "jpeg"]
-    assert kinds[4:] == ["random_blur", "random_resize", "random_noise", "resize_to_scale", "sinc_filter", "jpeg"]
+    kinds = {
+        "first": ["resize_to_scale", "sinc_filter", "jpeg"],
+        "second": ["jpeg", "resize_to_scale", "sinc_filter"],
+    }
+    for place, last in LAST_ORDERS.items():
+        way = [*TWO_ROUNDS, *last]
+        for before, after in pairwise(way):
+            assert nodes[after].inputs["image"] == (before, 0)
+        rounds = ["random_blur", "random_resize", "random_noise"]
+        assert [nodes[id_].class_type for id_ in way[1:]] == [*rounds, "jpeg", *rounds, *kinds[place]]
+        assert nodes["order"].inputs[place] == (last[-1], 0)
+    assert nodes["order"].class_type == "random_choice"
+    assert (nodes["lr"].class_type, nodes["lr"].inputs["image"]) == ("quantize", ("order", 0))
+
+
+def test_both_last_orders_are_taken(registry: Registry, tmp_path: Path) -> None:
+    """Which one, told by what it gives: JPEG last leaves whole levels, ringing last almost never does."""
+    graph = with_settings(Graph.load(PATH), registry, [*TINY, "sinc_1.probability=1.0", "sinc_2.probability=1.0"])
+    whole = set()
+    for seed in range(8):
+        folder = tmp_path / str(seed)
+        made = run(graph, registry=registry, steps=1, seed=seed, only="order", run_dir=folder, device="cpu")
+        order = made.outputs["order"]
+        whole.add(torch.equal(order, (order * 255).round() / 255))
+    assert whole == {True, False}
 
 
 def test_but_for_the_degradation_the_wiring_is_srgans() -> None:
     paper, real = Graph.load(graphs() / "train_srgan.json").nodes, Graph.load(PATH).nodes
-    assert set(real) - set(paper) == set(ORDER) - {"hr", "lr"}
+    degradation = {*TWO_ROUNDS[1:], *(id_ for last in LAST_ORDERS.values() for id_ in last), "order"}
+    assert set(real) - set(paper) == degradation
     assert {id_ for id_, entry in paper.items() if real[id_].inputs != entry.inputs} == {"lr"}
+
+
+KERNELS = {
+    **{"isotropic": 0.45, "anisotropic": 0.25, "generalised_isotropic": 0.12, "generalised_anisotropic": 0.03},
+    **{"plateau_isotropic": 0.12, "plateau_anisotropic": 0.03, "sinc_probability": 0.1, "kernel_size": 21},
+}
+NOISE = {"gaussian_probability": 0.5, "gray_probability": 0.4}
+JPEG = {"quality_min": 30, "quality_max": 95, "probability": 1.0, "chroma": "4:2:0"}
 
 
 @pytest.mark.parametrize(
     ("id_", "published"),
     [
-        ("blur_1", {"kernel_size": 21, "sigma_min": 0.2, "sigma_max": 3.0, "sinc_probability": 0.1}),
-        ("resize_1", {"up": 0.2, "down": 0.7, "min_scale": 0.15, "max_scale": 1.5}),
-        ("noise_1", {"sigma_min": 1.0, "sigma_max": 30.0, "scale_min": 0.05, "scale_max": 3.0}),
-        ("jpeg_1", {"quality_min": 30, "quality_max": 95}),
-        ("blur_2", {"sigma_min": 0.2, "sigma_max": 1.5, "sinc_probability": 0.1, "probability": 0.8}),
-        ("resize_2", {"up": 0.3, "down": 0.4, "min_scale": 0.3, "max_scale": 1.2, "divisor": 4}),
-        ("noise_2", {"sigma_min": 1.0, "sigma_max": 25.0, "scale_min": 0.05, "scale_max": 2.5}),
-        ("sinc", {"probability": 0.8}),
-        ("lr", {"quality_min": 30, "quality_max": 95}),
+        ("blur_1", {**KERNELS, "sigma_min": 0.2, "sigma_max": 3.0, "probability": 1.0}),
+        ("resize_1", {"up": 0.2, "down": 0.7, "min_scale": 0.15, "max_scale": 1.5, "antialias": False}),
+        ("noise_1", {**NOISE, "sigma_min": 1.0, "sigma_max": 30.0, "scale_min": 0.05, "scale_max": 3.0}),
+        ("jpeg_1", JPEG),
+        ("blur_2", {**KERNELS, "sigma_min": 0.2, "sigma_max": 1.5, "probability": 0.8}),
+        ("resize_2", {"up": 0.3, "down": 0.4, "min_scale": 0.3, "max_scale": 1.2, "divisor": 4, "antialias": False}),
+        ("noise_2", {**NOISE, "sigma_min": 1.0, "sigma_max": 25.0, "scale_min": 0.05, "scale_max": 2.5}),
+        *((id_, {"scale": 4, "antialias": False}) for id_ in ("to_scale_1", "to_scale_2")),
+        *((id_, {"kernel_size": 21, "probability": 0.8}) for id_ in ("sinc_1", "sinc_2")),
+        *((id_, JPEG) for id_ in ("jpeg_2", "jpeg_3")),
+        ("order", {"probability": 0.5}),
     ],
 )
-def test_the_numbers_are_those_published(id_: str, published: dict[str, float]) -> None:
-    inputs = Graph.load(PATH).nodes[id_].inputs
+def test_the_numbers_are_those_published(id_: str, published: dict[str, Any], registry: Registry) -> None:
+    """Real-ESRGAN's options for x4, whether the file writes them or the node has them as defaults."""
+    entry = Graph.load(PATH).nodes[id_]
+    defaults = {name: found.default for name, found in registry[entry.class_type].inputs.items()}
+    inputs = {**defaults, **entry.inputs}
     assert {name: inputs[name] for name in published} == published
