@@ -50,8 +50,8 @@ def main() -> int:
     rng = torch.Generator().manual_seed(0)
     lr = torch.rand(3, size, size, generator=rng)
     calls = contestants(trained(srresnet(rng=rng)), rrdbnet(blocks=2 if options.quick else 6, rng=rng), lr)
-    seconds = race(calls, rounds, talk=not options.json)
-    result = summary(seconds, calls) | {
+    seconds, made = race(calls, rounds, talk=not options.json)
+    result = summary(seconds, made) | {
         "size": size,
         "rounds": rounds,
         "machine": f"{platform.machine()}, {options.threads} threads, cpu",
@@ -101,22 +101,25 @@ def enlarged(generator: Generator, lr: Tensor, precision: Any = "fp32") -> Calla
     return lambda: enlarge(ready, lr, precision=precision)
 
 
-def race(calls: dict[str, Callable[[], Tensor]], rounds: int, talk: bool) -> dict[str, list[float]]:
-    """Seconds of each call in each round, after one call each that is not counted."""
+def race(
+    calls: dict[str, Callable[[], Tensor]], rounds: int, talk: bool
+) -> tuple[dict[str, list[float]], dict[str, Tensor]]:
+    """Seconds of each call in each round, after one call each that is not counted; and what each made."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
+    made: dict[str, Tensor] = {}
     for turn in range(rounds + 1):
         for name, call in calls.items():
             began = time.perf_counter()
-            call()
+            made[name] = call()
             took = time.perf_counter() - began
             if turn:
                 seconds[name].append(took)
             if talk:
                 print(f"round {turn}: {name:<22} {took:7.2f} s", flush=True)
-    return seconds
+    return seconds, made
 
 
-def summary(seconds: dict[str, list[float]], calls: dict[str, Callable[[], Tensor]]) -> dict[str, Any]:
+def summary(seconds: dict[str, list[float]], sr: dict[str, Tensor]) -> dict[str, Any]:
     pairs = {
         "ratio_eager": ("srresnet_eager", "srresnet_enlarge"),
         "ratio_eager_bf16": ("srresnet_eager", "srresnet_enlarge_bf16"),
@@ -128,7 +131,7 @@ def summary(seconds: dict[str, list[float]], calls: dict[str, Callable[[], Tenso
             rounds = [theirs / mine for theirs, mine in zip(seconds[other], seconds[ours], strict=True)]
             made[ratio] = round(statistics.median(rounds), 2)
             made[f"{ratio}_range"] = [round(min(rounds), 2), round(max(rounds), 2)]
-            made[f"{ratio}_largest_difference"] = float(f"{(calls[other]() - calls[ours]()).abs().max():.1e}")
+            made[f"{ratio}_largest_difference"] = float(f"{(sr[other] - sr[ours]).abs().max():.1e}")
     return made | {"seconds": {name: round(statistics.median(took), 2) for name, took in seconds.items()}}
 
 

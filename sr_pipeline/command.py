@@ -76,7 +76,10 @@ class Command:
         text: the node whose output, a string, is printed otherwise.
         failures: a key of the result, which is an object: if what it holds is not empty, the exit code is 1.
         pipe: the flag whose value ``-`` means that standard output is the result's: texts go to standard error.
-        keeps_folder: without ``--run-dir``, the run's folder is kept under ``runs/``; otherwise it is temporary.
+        temporary_with: the flag that says where the result goes. With it, and without ``--run-dir``, the run's folder
+            is temporary, and not spoken of; otherwise it is kept under ``runs/``.
+        sets: inputs that the command sets besides its flags, each ``node.input``.
+        stopped: what is said after an interrupt, with ``{done}`` and ``{total}`` steps.
     """
 
     name: str
@@ -87,4 +90,6 @@ class Command:
     text: str
     failures: str = ""
     pipe: str = ""
-    keeps_folder: bool = True
+    temporary_with: str = ""
+    sets: Mapping[str, Any] = field(default_factory=dict)
+    stopped: str = ""

@@ -18,6 +18,7 @@ from sr_pipeline.command import Command, Flag
 from sr_pipeline.jsontext import strict_json
 
 if TYPE_CHECKING:
+    from sr_pipeline.errors import PipelineError
     from sr_pipeline.events import Event, Sink
     from sr_pipeline.graph import Graph
     from sr_pipeline.registry import Registry
@@ -36,14 +37,16 @@ def _callback(command: Command) -> Callable[..., None]:
     """A function with a parameter for each flag, which is what typer reads."""
 
     def callback(**given: Any) -> None:
-        values = {
+        values = dict(command.sets) | {
             place: value
             for flag in command.flags
             for value in _values(flag, given[flag.key], given.get("more") or [])
             for place in flag.sets
         }
         pipes = bool(command.pipe) and given[command.pipe] == "-"
-        _run(command, values, given["device"], given["run_dir"], given["as_json"], pipes)
+        temporary = bool(command.temporary_with) and given[command.temporary_with] is not None
+        kept = not temporary or given["run_dir"] is not None
+        _run(command, values, given["device"], given["run_dir"], kept, given["as_json"], pipes)
 
     parameters = list(_parameters(command))
     callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -104,10 +107,10 @@ def _read(flag: Flag, text: str) -> Any:
 
 
 def _run(
-    command: Command, values: dict[str, Any], device: str, run_dir: Path | None, as_json: bool, pipes: bool
+    command: Command, values: dict[str, Any], device: str, run_dir: Path | None, kept: bool, as_json: bool, pipes: bool
 ) -> None:
     from sr_pipeline.console import console_for
-    from sr_pipeline.errors import UsageError
+    from sr_pipeline.errors import PipelineError, UsageError
     from sr_pipeline.folder import RunFolder
     from sr_pipeline.processes import temporary_folder
     from sr_pipeline.registry import load_packs
@@ -122,16 +125,21 @@ def _run(
     for place, value in values.items():
         node, _, name = place.rpartition(".")
         graph.nodes[node].inputs[name] = value
-    kept = command.keeps_folder or run_dir is not None
     with ExitStack() as stack:
+        caught = stack.enter_context(stop_on_signals())
         if not kept:
             run_dir = stack.enter_context(temporary_folder())
         console = console_for(sys.stderr if as_json or pipes else sys.stdout)
         stack.enter_context(console)
-        caught = stack.enter_context(stop_on_signals())
-        sinks = [with_total(console, _streams(graph, registry))]
-        result = run(graph, registry=registry, device=device, run_dir=run_dir, sinks=sinks, stop=lambda: bool(caught))
+        told = Told(console, command.name, _streams(graph, registry), kept)
+        stop = lambda: bool(caught)  # noqa: E731
+        try:
+            result = run(graph, registry=registry, device=device, run_dir=run_dir, sinks=[told], stop=stop)
+        except PipelineError as error:
+            raise in_flags(error, command, graph) from error
     if result.interrupted:
+        if command.stopped and told.total is not None:
+            typer.echo(command.stopped.format(done=result.step, total=told.total), err=True)
         raise typer.Exit(128 + caught[0])
     if as_json:
         typer.echo(strict_json(result.outputs[command.result]), err=pipes)
@@ -146,17 +154,48 @@ def _streams(graph: Graph, registry: Registry) -> frozenset[str]:
     return frozenset(id_ for id_, entry in graph.nodes.items() if registry[entry.class_type].kind == "stream")
 
 
-def with_total(sink: Sink, streams: frozenset[str]) -> Sink:
-    """The sink, told how many steps a finite stream will have as soon as the stream reports it: hence the time left."""
-    from sr_pipeline.events import NodeProgress, Progress
+class Told:
+    """A sink that is told what a command's user understands: steps of how many, hence the time left, and no node's id.
 
-    total: list[int] = []
+    ``total`` is how many steps a finite stream will have, as soon as the stream reports it. Of a run whose folder is
+    not kept, neither the folder is spoken of nor what is saved there.
+    """
 
-    def told(event: Event) -> None:
-        if isinstance(event, NodeProgress) and event.node in streams:
-            total[:] = [event.total]
-        elif isinstance(event, Progress) and event.total is None and total:
-            event = replace(event, total=total[0])
-        sink(event)
+    def __init__(self, sink: Sink, name: str, streams: frozenset[str], kept: bool) -> None:
+        self.sink, self.name, self.streams, self.kept = sink, name, streams, kept
+        self.total: int | None = None
 
-    return told
+    def __call__(self, event: Event) -> None:
+        from sr_pipeline.events import NodeProgress, NodeStarted, Progress, RunStarted, Saved, Warned
+
+        if isinstance(event, NodeProgress) and event.node in self.streams:
+            self.total = event.total
+        if isinstance(event, Progress) and event.total is None:
+            event = replace(event, total=self.total)
+        if isinstance(event, Warned):
+            event = replace(event, where=self.name)
+        if self.kept or not isinstance(event, (RunStarted, NodeStarted, Saved)):
+            self.sink(event)
+
+
+def in_flags(error: PipelineError, command: Command, graph: Graph) -> PipelineError:
+    """An error in the words of the command: the flag that was given, in place of the graph's file, node and input.
+
+    What a node found wrong with its inputs is told by the first flag that sets one of them. Any other error of a node
+    is a fault of the program, and stays as it is.
+    """
+    from sr_pipeline.errors import Fault, GraphError, NodeRunError
+
+    name = f"sr-pipeline {command.name}"
+    flags: dict[str, str] = {}
+    for flag in command.flags:
+        shown = name if flag.by_position else flag.name
+        for place in flag.sets:
+            node, _, input_ = place.rpartition(".")
+            flags[graph.where(node, input_)] = flag.name.upper() if flag.by_position else flag.name
+            flags.setdefault(graph.where(node), shown)
+    if isinstance(error, GraphError):
+        return GraphError(Fault(flags.get(f.where, f.where), f.what, f.fix) for f in error.faults)
+    if isinstance(error, NodeRunError) and isinstance(error.__cause__, ValueError):
+        return NodeRunError(flags.get(error.faults[0].where, name), str(error.__cause__))
+    return error

@@ -7,6 +7,7 @@ import io
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,8 @@ from sr_nodes.receptive import receptive_field
 from sr_nodes.spandrel_nets import SpandrelNet
 from sr_nodes.types import Generator
 from sr_pipeline.node import node
-from sr_pipeline.sockets import Every, RunDir
+from sr_pipeline.paths import inside
+from sr_pipeline.sockets import Every, OutputName, OutputPath, RunDir
 
 _HERE = Path()
 _SIZES = ((16, 16), (9, 13), (5, 7))
@@ -33,7 +35,7 @@ _KINDS = {suffix: kind for kind, suffix in _SUFFIXES.items()} | {".pth": "torchs
 
 @node(category="generator", output=True)
 def export_onnx(
-    generator: Generator, filename: str = "generator.onnx", every: Every = 0, run_dir: RunDir = _HERE
+    generator: Generator, filename: OutputName = "generator.onnx", every: Every = 0, run_dir: RunDir = _HERE
 ) -> None:
     """Write a generator as ONNX into the run's folder: lr [B, 3, H, W] to sr, RGB float32 in [0, 1], clamped.
 
@@ -47,12 +49,12 @@ def export_onnx(
         filename: a path inside the run's folder.
         every: steps between two exports; 0 is once, after the last.
     """
-    write_file(_inside(run_dir, filename), _onnx(generator))
+    write_file(inside(run_dir, filename), _onnx(generator))
 
 
 @node(category="generator", output=True)
 def export_torchscript(
-    generator: Generator, filename: str = "generator.pt", every: Every = 0, run_dir: RunDir = _HERE
+    generator: Generator, filename: OutputName = "generator.pt", every: Every = 0, run_dir: RunDir = _HERE
 ) -> None:
     """Write a generator as TorchScript into the run's folder: ``torch.jit.load`` runs it without this program.
 
@@ -65,14 +67,14 @@ def export_torchscript(
         filename: a path inside the run's folder.
         every: steps between two exports; 0 is once, after the last.
     """
-    write_file(_inside(run_dir, filename), _torchscript(generator))
+    write_file(inside(run_dir, filename), _torchscript(generator))
 
 
 @node(category="generator", output=True)
 def export_model(
     generator: Generator,
     to: Literal["onnx", "torchscript", "safetensors"] = "onnx",
-    out: str | None = None,
+    out: OutputPath | None = None,
     run_dir: RunDir = _HERE,
 ) -> str:
     """Write a generator as a file of a kind, anywhere, and say what was written: what ``sr-pipeline export`` runs.
@@ -110,6 +112,7 @@ class _Clamped(nn.Module):
     def __init__(self, generator: Generator) -> None:
         super().__init__()
         self.net = folded(_trainable(generator)).float().to(CPU).requires_grad_(False)
+        self.eval()  # it itself too: torch.onnx.export gives all of it the mode that it had
 
     def forward(self, lr: Tensor) -> Tensor:
         sr: Tensor = self.net(lr)
@@ -138,34 +141,78 @@ def _onnx(generator: Generator) -> bytes:
     runtime = _extra("onnxruntime")
     _extra("onnxscript")
     net, grid = _Clamped(generator), _grid(generator)
+    if isinstance(_trainable(generator), SpandrelNet):
+        # A trace is right or refused by the comparison, and made in seconds. It is tried first, because torch's newer
+        # exporter takes a minute for some of spandrel's networks, and crashes on SPAN.
+        with suppress(ValueError):
+            return _checked_onnx(_traced, net, grid, generator.architecture, runtime)
+    return _checked_onnx(_captured, net, grid, generator.architecture, runtime)
+
+
+def _checked_onnx(
+    convert: Callable[[nn.Module, int], bytes], net: nn.Module, grid: int, architecture: str, runtime: Any
+) -> bytes:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's own parts, and nothing that its user could mend
+        try:
+            content = convert(net, grid)
+        except (torch.onnx.OnnxExporterError, RuntimeError) as error:
+            why = " ".join(str(error.__cause__ or error).split())[:300]
+            raise ValueError(f"this {architecture} cannot be written as ONNX: {why}") from error
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4  # its errors are told here
+    session = runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    shape = session.get_inputs()[0].shape
+    if any(isinstance(side, int) for side in shape[2:]):
+        raise ValueError(f"this {architecture} can be written as ONNX for pictures of {shape} alone")
+
+    def call(lr: Tensor) -> Tensor:
+        try:
+            return torch.from_numpy(session.run(None, {"lr": lr.numpy()})[0])
+        except Exception as error:
+            raise ValueError(
+                f"this {architecture} as ONNX fails for a picture of {list(lr.shape[2:])}: {error}"
+            ) from error
+
+    _compare(net, call, grid, "ONNX")
+    return content
+
+
+def _captured(net: nn.Module, grid: int) -> bytes:
+    """ONNX by torch.export, which knows what a network does for each size."""
     height, width = (
         grid * torch.export.Dim(f"{side}_over_{grid}") if grid > 1 else torch.export.Dim(side)
         for side in ("height", "width")
     )
-    shapes = ({0: torch.export.Dim("batch"), 2: height, 3: width},)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own parts, and nothing that its user could mend
-        try:
-            program = torch.onnx.export(
-                net,
-                (_example(grid),),
-                dynamo=True,
-                dynamic_shapes=shapes,
-                input_names=["lr"],
-                output_names=["sr"],
-                verbose=False,
-            )
-        except torch.onnx.OnnxExporterError as error:
-            why = " ".join(str(error.__cause__ or error).split())[:300]
-            raise ValueError(f"this {generator.architecture} cannot be written as ONNX: {why}") from error
+    program = torch.onnx.export(
+        net,
+        (_example(grid),),
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch"), 2: height, 3: width},),
+        input_names=["lr"],
+        output_names=["sr"],
+        verbose=False,
+    )
     assert program is not None
     content: bytes = program.model_proto.SerializeToString()
-    session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    shape = session.get_inputs()[0].shape
-    if any(isinstance(side, int) for side in shape[2:]):
-        raise ValueError(f"this {generator.architecture} can be written as ONNX for pictures of {shape} alone")
-    _compare(net, lambda lr: torch.from_numpy(session.run(None, {"lr": lr.numpy()})[0]), grid, "ONNX")
     return content
+
+
+def _traced(net: nn.Module, grid: int) -> bytes:
+    """ONNX by a trace of one size, which the comparison on others proves."""
+    content: Any = io.BytesIO()  # which the exporter takes, and does not say
+    sides = {0: "batch", 2: "height", 3: "width"}
+    torch.onnx.export(
+        net,
+        (_example(grid),),
+        content,
+        dynamo=False,
+        dynamic_axes={"lr": sides, "sr": sides},
+        input_names=["lr"],
+        output_names=["sr"],
+    )
+    written: bytes = content.getvalue()
+    return written
 
 
 def _torchscript(generator: Generator) -> bytes:
@@ -205,10 +252,3 @@ def _extra(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ValueError(f"an export to ONNX needs {name} ({error}); pip install 'sr-pipeline[onnx]'") from error
-
-
-def _inside(run_dir: Path, filename: str) -> Path:
-    target = (run_dir / filename).resolve()
-    if run_dir.resolve() not in target.parents or target.is_dir():
-        raise ValueError(f"{filename!r} is no file inside the run's folder {run_dir}; give a plain name")
-    return target

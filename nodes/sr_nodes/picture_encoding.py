@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from typing import Any
@@ -15,10 +16,14 @@ from torch import Tensor
 
 from sr_nodes.picture_files import Picture, copied_exif
 from sr_nodes.pictures import DAMAGE
-from sr_nodes.png import encode_png16, with_prompt
+from sr_nodes.png import encode_png16, text_chunks
 
 _QUALITY = {"JPEG": 95, "WEBP": 95, "AVIF": 85}
 _LONGEST = {"JPEG": 65500, "WEBP": 16383, "AVIF": 32768}
+_XMP_TAG = 700
+_LONGEST_XMP = 65000
+_ROWS = 256
+"""Rows worked on at once: what is made meanwhile in wider numbers stays small beside the picture."""
 
 
 def check_holds(kind: str, height: int, width: int) -> None:
@@ -37,23 +42,47 @@ def fitted(picture: Picture, kind: str) -> Picture:
 
     JPEG and BMP have no transparency: it is put on white. Only PNG holds 16 bits a channel, and TIFF those of gray.
     WebP, AVIF and BMP have no gray: three equal channels, or gray's profile applied, so that they are sRGB. BMP has
-    neither profile nor EXIF.
+    neither profile nor EXIF nor XMP.
     """
     notes = list(picture.notes)
     deep_tiff = kind == "TIFF" and len(picture.pixels) == 1 and picture.alpha is None
     if picture.pixels.dtype == torch.uint16 and kind != "PNG" and not deep_tiff:
         notes.append(f"16 bits a channel were written as the 8 that {kind} holds here; as PNG all are kept")
-        alpha = None if picture.alpha is None else _eight(picture.alpha)
-        picture = replace(picture, pixels=_eight(picture.pixels), alpha=alpha)
+        alpha = None if picture.alpha is None else by_rows(_eight, picture.alpha)
+        picture = replace(picture, pixels=by_rows(_eight, picture.pixels), alpha=alpha)
     if picture.alpha is not None and kind in ("JPEG", "BMP"):
         notes.append(f"transparency was put on white, because {kind} has none")
-        picture = replace(picture, pixels=_on_white(picture.pixels, picture.alpha), alpha=None)
+        picture = replace(picture, pixels=by_rows(_on_white, picture.pixels, picture.alpha), alpha=None)
     if kind in ("WEBP", "AVIF") and len(picture.pixels) == 1 and picture.icc:
         picture, note = _gray_as_srgb(picture, picture.icc)
         notes += [note] if note else []
-    if kind == "BMP" and (picture.icc or picture.exif):
-        notes.append("the colour profile and EXIF were left out, because BMP holds none")
+    if kind == "BMP" and (lost := _named(picture)):
+        notes.append(f"{lost} left out, because BMP has no place for it")
+    if kind == "JPEG" and len(picture.xmp or b"") > _LONGEST_XMP:
+        picture, notes = replace(picture, xmp=None), [*notes, "XMP left out, because it is longer than JPEG holds"]
     return replace(picture, notes=tuple(notes))
+
+
+def _named(picture: Picture) -> str:
+    """What there is beside the pixels, in words."""
+    there = {"colour profile": picture.icc, "EXIF": picture.exif, "XMP": picture.xmp}
+    return ", ".join(name for name, content in there.items() if content)
+
+
+def by_rows(function: Callable[..., Tensor], *parts: Tensor) -> Tensor:
+    """A function of pixels [C, H, W] that knows no neighbours, by blocks of rows.
+
+    >>> by_rows(torch.add, torch.ones(1, 700, 2), torch.ones(1, 700, 2)).sum()
+    tensor(2800.)
+    """
+    height, out = parts[0].shape[1], None
+    for row in range(0, height, _ROWS):
+        block = function(*(part[:, row : row + _ROWS] for part in parts))
+        if out is None:
+            out = block.new_empty(len(block), height, block.shape[2])
+        out[:, row : row + _ROWS] = block
+    assert out is not None
+    return out
 
 
 def _eight(levels: Tensor) -> Tensor:
@@ -89,7 +118,7 @@ def encode(
         picture: one that ``fitted`` made.
         kind: Pillow's name of the format.
         quality: of JPEG, WebP and AVIF.
-        metadata: write EXIF, and the prompt into a PNG.
+        metadata: write EXIF and XMP, and the prompt into a PNG.
         prompt: the graph that made it, as JSON.
 
     Raises:
@@ -98,18 +127,31 @@ def encode(
     check_holds(kind, *picture.size)
     options = _options(picture, kind, quality, metadata)
     if kind == "PNG":
-        options["pnginfo"] = with_prompt(prompt if metadata else None)
-    channels = picture.pixels if picture.alpha is None else torch.cat([picture.pixels, picture.alpha])
+        options["pnginfo"] = text_chunks(prompt, picture.xmp) if metadata else text_chunks()
     try:
-        if kind == "PNG" and channels.dtype == torch.uint16:
+        if kind == "PNG" and picture.pixels.dtype == torch.uint16:
             options.pop("compress_level")
-            return encode_png16(channels, 6, **options)
-        array = channels.permute(1, 2, 0).contiguous().numpy()
+            return encode_png16(_channels(picture), 6, **options)
         out = BytesIO()
-        PIL.Image.fromarray(array[:, :, 0] if len(channels) == 1 else array).save(out, kind, **options)
+        _pillow(picture).save(out, kind, **options)
     except (OSError, *DAMAGE) as error:
         raise ValueError(f"it cannot be written as {kind}: {error}") from error
     return out.getvalue()
+
+
+def _channels(picture: Picture) -> Tensor:
+    return picture.pixels if picture.alpha is None else torch.cat([picture.pixels, picture.alpha])
+
+
+def _pillow(picture: Picture) -> PIL.Image.Image:
+    if len(picture.pixels) == 1 and picture.alpha is None:
+        return PIL.Image.fromarray(picture.pixels[0].numpy())
+    count = len(picture.pixels)
+    mixed = torch.empty(*picture.size, count + (picture.alpha is not None), dtype=picture.pixels.dtype)
+    mixed[:, :, :count] = picture.pixels.permute(1, 2, 0)
+    if picture.alpha is not None:
+        mixed[:, :, count] = picture.alpha[0]
+    return PIL.Image.fromarray(mixed.numpy())
 
 
 def _options(picture: Picture, kind: str, quality: int | None, metadata: bool) -> dict[str, Any]:
@@ -118,7 +160,7 @@ def _options(picture: Picture, kind: str, quality: int | None, metadata: bool) -
         "JPEG": {"subsampling": "4:4:4"},
         "AVIF": {"subsampling": "4:4:4"},
         # Pillow compresses through libtiff, which takes none of EXIF's directories.
-        "TIFF": {} if picture.exif and metadata else {"compression": "tiff_adobe_deflate"},
+        "TIFF": {} if metadata and (picture.exif or picture.xmp) else {"compression": "tiff_adobe_deflate"},
     }
     options = by_kind.get(kind, {})
     if kind in _QUALITY:
@@ -130,6 +172,8 @@ def _options(picture: Picture, kind: str, quality: int | None, metadata: bool) -
             options["icc_profile"] = picture.icc
         if exif := _exif_for(picture, kind, metadata):
             options["exif"] = exif
+        if picture.xmp and metadata and kind not in ("PNG", "TIFF"):
+            options["xmp"] = picture.xmp
     return options
 
 
@@ -143,6 +187,8 @@ def _exif_for(picture: Picture, kind: str, metadata: bool) -> bytes | None:
         for tag, side in ((Base.ExifImageHeight, picture.size[0]), (Base.ExifImageWidth, picture.size[1])):
             if tag in ifd:
                 ifd[tag] = side
+    if picture.xmp and metadata and kind == "TIFF":
+        exif[_XMP_TAG] = picture.xmp
     if picture.dpi and kind in ("WEBP", "AVIF"):
         exif[Base.XResolution], exif[Base.YResolution] = picture.dpi
         exif[Base.ResolutionUnit] = 2

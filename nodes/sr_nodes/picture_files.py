@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -18,23 +19,13 @@ from PIL import UnidentifiedImageError
 from PIL.ExifTags import IFD, Base
 from torch import Tensor
 
-from sr_nodes.pictures import DAMAGE, UnreadablePicture, quiet, readable, through_profile
+from sr_nodes.pictures import DAMAGE, KINDS, READ, UnreadablePicture, quiet, readable, through_profile
 from sr_nodes.png import decode_png16, png_depth
 
 PIPE = Path("-")
 """Stands for standard input, and for standard output."""
-KINDS = {
-    ".png": "PNG",
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".webp": "WEBP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".bmp": "BMP",
-    ".avif": "AVIF",
-}
+WRITTEN = {suffix: kind for suffix, kind in KINDS.items() if kind != "GIF"}
 """Pillow's names of the formats that are written, by suffix."""
-_READ = (*dict.fromkeys(KINDS.values()), "GIF")  # no more: Pillow would start Ghostscript for an EPS
 _KEPT_TAGS = frozenset(
     {
         Base.ImageDescription,
@@ -49,6 +40,7 @@ _KEPT_TAGS = frozenset(
     }
 )
 """What EXIF says of the picture; the rest says how the old file stored it."""
+_XMP_ORIENTATION = re.compile(rb"(tiff:Orientation(?:=[\"']|>)\s*)[1-8]")
 _UPRIGHT: dict[int, Callable[[Tensor], Tensor]] = {
     2: lambda t: t.flip(2),
     3: lambda t: t.flip(1, 2),
@@ -75,6 +67,7 @@ class Picture:
     alpha: Tensor | None = None
     icc: bytes | None = None
     exif: bytes | None = None
+    xmp: bytes | None = None
     dpi: tuple[float, float] | None = None
     kind: str = "PNG"
     """Pillow's name of the file's format."""
@@ -104,12 +97,12 @@ def read_whole(path: Path, max_megapixels: int = 150) -> Picture:
     with _ONE_AT_A_TIME, quiet(), readable(path):
         before, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None  # the limit here is the caller's
         try:
-            with PIL.Image.open(BytesIO(data), formats=_READ) as picture:
+            with PIL.Image.open(BytesIO(data), formats=READ) as picture:
                 _check_size(path, picture, max_megapixels)
                 _check_frames(path, picture)
                 return _decoded(picture, data)
         except UnidentifiedImageError as error:
-            raise UnreadablePicture(f"{path}: not a picture of a kind that is read: {', '.join(_READ)}") from error
+            raise UnreadablePicture(f"{path}: not a picture of a kind that is read: {', '.join(READ)}") from error
         finally:
             PIL.Image.MAX_IMAGE_PIXELS = before
 
@@ -151,6 +144,7 @@ def _decoded(picture: PIL.Image.Image, data: bytes) -> Picture:
         alpha=None if opaque else upright[-1:],
         icc=icc,
         exif=kept,
+        xmp=_upright_xmp(picture),
         dpi=_dpi(picture, exif),
         kind="JPEG" if picture.format == "MPO" else picture.format or "PNG",
         notes=tuple(notes),
@@ -199,6 +193,14 @@ def _kept_exif(exif: PIL.Image.Exif) -> bytes | None:
         return None
     kept[Base.Orientation] = 1
     return kept.tobytes()
+
+
+def _upright_xmp(picture: PIL.Image.Image) -> bytes | None:
+    """XMP, in which the orientation is 1 too; none of a file of several pictures, because it speaks of them all."""
+    found = picture.info.get("xmp")
+    if not isinstance(found, bytes) or not found.strip() or picture.format == "MPO":
+        return None
+    return _XMP_ORIENTATION.sub(rb"\g<1>1", found)
 
 
 def copied_exif(exif: PIL.Image.Exif, tags: Collection[int]) -> PIL.Image.Exif:

@@ -3,58 +3,63 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 import re
+import secrets
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import PIL.Image
+from sr_nodes.picture_files import PIPE, WRITTEN
+from sr_nodes.pictures import KINDS, find_files, find_pictures, is_picture
+from sr_pipeline.paths import resolve
+from sr_pipeline.processes import HOST, has_ended
 
-from sr_nodes.assets import resolve
-from sr_nodes.picture_files import KINDS, PIPE
-from sr_nodes.pictures import SUFFIXES, find_pictures
-from sr_pipeline.files import written_beside
-from sr_pipeline.processes import is_running
+Format = Literal["same", "png", "jpg", "jpeg", "webp", "tif", "tiff", "bmp", "avif"]
+"""Of a result: as its source, or a suffix."""
 
-Format = Literal["same", "png", "jpg", "webp", "tiff", "avif"]
-
-_TEMPORARY = re.compile(r"\.sr-pipeline-(\d+)-[0-9a-f]{8}\.part")
+_TEMPORARY = re.compile(r"\.sr-pipeline-(?P<host>[^-]*)-(?P<process>\d+)-(?P<token>[0-9a-f]{8})-\d+\.part")
+_TOKEN = secrets.token_hex(4)
+"""Tells this process from an earlier one of its number."""
+_NUMBERS = itertools.count()
 
 
 class Place(NamedTuple):
-    """A picture file, and the file that its result is to be."""
+    """A picture file, and the file that its result is to be; or a file of a folder that is no picture."""
 
     source: Path
     target: Path
+    is_picture: bool = True
 
 
 def places(inputs: Sequence[str], output: str, format: Format = "same", suffix: str = "") -> list[Place]:
-    """Each picture of the inputs, in their order, with the place of its result.
+    """Each picture of the inputs, in their order, with the place of its result; and files that are no pictures.
 
-    An input is a file, a folder (with the folders in it), a pattern with ``*``, ``?`` or ``[``, or ``-``. The output is
-    a folder, in which the structure of the inputs is kept; for one file, it can be a file or ``-`` too. With a suffix,
-    a picture whose name is that of another one's result is that result, and not enlarged again.
+    An input is a file, a folder (with the folders in it), a pattern with ``*``, ``?`` or ``[``, or ``-``. What a folder
+    or a pattern finds is a picture if its suffix says so; a file that is named is taken for one. The output is a
+    folder, in which the structure of the inputs is kept; for one file, it can be a file or ``-`` too. With a suffix, a
+    picture whose name is that of another one's result is that result, and not enlarged again.
 
     Raises:
-        ValueError: a text is empty, a folder or pattern holds no picture, or the output cannot take so many or is of
-            another format.
+        ValueError: a text is empty, a folder or pattern holds no picture, or the output cannot take so many, is of
+            another format, or has a suffix that is no picture's.
     """
     if not all(text.strip() for text in inputs):
         raise ValueError("one of the inputs (IN) is empty; give a file, a folder, a pattern such as photos/*.jpg, or -")
     if not output.strip():
         raise ValueError("the output (OUT) is empty; give a folder, or for one picture a file or -; . is this folder")
-    found = [(source, name) for text in inputs for source, name in _sources(text, Path(output))]
+    found = [found for text in inputs for found in _sources(text, Path(output))]
     one = len(inputs) == 1 and len(found) == 1 and found[0][0] == resolve(inputs[0])
     if one and (Path(output) == PIPE or _is_file_name(output)):
         return [Place(found[0][0], _checked(Path(output), format))]
-    if Path(output) == PIPE or any(source == PIPE for source, _ in found):
+    if Path(output) == PIPE or any(source == PIPE for source, _, _ in found):
         raise ValueError("'-' is one picture to one file or to '-'; give a name such as out.png for the result")
     if Path(output).is_file():
-        raise ValueError(_no_folder(output, len(found), one))
-    placed = [Place(source, Path(output) / _named(name, format, suffix)) for source, name in found]
+        raise ValueError(_no_folder(output, sum(known for _, _, known in found), one))
+    placed = [Place(source, Path(output) / _named(name, format, suffix), known) for source, name, known in found]
     results = {place.target.resolve() for place in placed} if suffix else set()
     return [place for place in placed if place.source.resolve() not in results]
 
@@ -63,29 +68,30 @@ def _no_folder(output: str, count: int, one: bool) -> str:
     if count > 1:
         return f"{output!r} is a file, and there are several pictures; give a folder"
     if one:
-        return f"{output!r} is a file, and its name is no picture's; give a folder, or a name with {' '.join(KINDS)}"
+        return f"{output!r} is a file, and its name is no picture's; give a folder, or a name with {' '.join(WRITTEN)}"
     return f"{output!r} is a file, and a folder or pattern is to be enlarged; give a folder"
 
 
-def _sources(text: str, output: Path) -> Iterator[tuple[Path, Path]]:
-    """Files, each with its name below the output folder."""
+def _sources(text: str, output: Path) -> Iterator[tuple[Path, Path, bool]]:
+    """Files, each with its name below the output folder, and whether it is taken for a picture."""
     path = resolve(text)
     if path.is_dir():
-        yield from _below_root(path, find_pictures(path), output)
+        find_pictures(path)  # which tells that there are none
+        yield from _below_root(path, find_files(path), output)
     elif glob.has_magic(text) and not path.exists():
         every = sorted(map(Path, glob.glob(str(path), recursive=True)))  # noqa: PTH207 (of absolute patterns too)
-        found = [p for p in every if p.suffix.lower() in SUFFIXES and p.is_file()]
-        if not found:
-            raise ValueError(f"no picture matches {text!r}; its suffix would be one of {' '.join(sorted(SUFFIXES))}")
+        found = [p for p in every if p.is_file()]
+        if not any(map(is_picture, found)):
+            raise ValueError(f"no picture matches {text!r}; its suffix would be one of {' '.join(sorted(KINDS))}")
         yield from _below_root(_fixed_part(path), found, output)
     else:
-        yield path, Path(path.name)
+        yield path, Path(path.name), True
 
 
-def _below_root(root: Path, found: list[Path], output: Path) -> Iterator[tuple[Path, Path]]:
+def _below_root(root: Path, found: list[Path], output: Path) -> Iterator[tuple[Path, Path, bool]]:
     # A result folder inside the input folder must not be enlarged again by the next call.
     inside = _below(output, root) and not _below(root, output)
-    return ((p, p.relative_to(root)) for p in found if not (inside and _below(p, output)))
+    return ((p, p.relative_to(root), is_picture(p)) for p in found if not (inside and _below(p, output)))
 
 
 def _below(path: Path, folder: Path) -> bool:
@@ -98,36 +104,40 @@ def _fixed_part(pattern: Path) -> Path:
 
 
 def _is_file_name(output: str) -> bool:
+    """Whether the output of one file is a file, as its suffix says; a folder that is not there yet has none."""
     path = Path(output)
-    if path.is_dir() or output.endswith(os.sep) or path.suffix.lower() not in PIL.Image.registered_extensions():
+    if path.is_dir() or output.endswith(("/", os.sep)) or not path.suffix:
         return False
-    if path.suffix.lower() not in KINDS:
-        raise ValueError(f"{output!r} is of a format that is not written; write one of {' '.join(KINDS)}")
-    return True
+    if path.suffix.lower() not in WRITTEN and not path.is_file():
+        raise ValueError(
+            f"{output!r} ends in {path.suffix!r}, a format that is not written; write one of {' '.join(WRITTEN)}, or "
+            f"{output}{os.sep} if it is to be a folder"
+        )
+    return path.suffix.lower() in WRITTEN
 
 
 def _checked(target: Path, format: Format) -> Path:
-    kind = KINDS.get(target.suffix.lower())
-    if target != PIPE and format != "same" and kind != KINDS[f".{format}"]:
+    kind = WRITTEN.get(target.suffix.lower())
+    if target != PIPE and format != "same" and kind != WRITTEN[f".{format}"]:
         raise ValueError(f"the name {str(target)!r} and the format {format} contradict each other; leave one out")
     return target
 
 
 def _named(name: Path, format: Format, suffix: str) -> Path:
-    own = name.suffix if name.suffix.lower() in KINDS else ".png"
+    own = name.suffix if name.suffix.lower() in WRITTEN else ".png"
     return name.with_name(f"{name.stem}{suffix}{own if format == 'same' else '.' + format}")
 
 
 def refusal(place: Place, sources: Collection[Path], taken: Mapping[Path, Path], overwrite: bool) -> str:
     """Why the result must not be written, or nothing; makes its folder."""
-    source, target = place
+    source, target, _ = place
     if target == PIPE:
         return ""
     whole = target.resolve()
     if whole in taken:
         # Where only the endings differ, a format made the results alike.
         alike = {source.suffix.lower(), taken[whole].suffix.lower()}
-        mend = "use --format same" if len(alike) == 2 and alike <= set(KINDS) else "give it an output of its own"
+        mend = "use --format same" if len(alike) == 2 and alike <= set(WRITTEN) else "give it an output of its own"
         return f"its result would be {target}, as that of {taken[whole]} is; {mend}, or rename it"
     if source.resolve() == whole and not overwrite:
         return "its result would take its place; give another output, a suffix, or --overwrite"
@@ -145,14 +155,21 @@ def write_bytes(target: Path, data: bytes) -> None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
-    with written_beside(target) as beside:
-        beside.write_bytes(data)
+    beside = target.with_name(f".sr-pipeline-{HOST}-{os.getpid()}-{_TOKEN}-{next(_NUMBERS)}.part")
+    try:
+        with beside.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def remove_stale(folder: Path, recursive: bool) -> None:
-    """Remove the temporary files of runs that were killed; those of running ones are left."""
+    """Remove the temporary files of jobs that were killed; those of running ones, here or elsewhere, are left."""
     for path in (folder.rglob if recursive else folder.glob)(".sr-pipeline-*.part"):
         match = _TEMPORARY.fullmatch(path.name)
-        if match and not is_running(int(match[1])):
+        if match and match["token"] != _TOKEN and has_ended(match["host"], int(match["process"]), path):
             with suppress(OSError):  # gone, or on Windows still open
                 path.unlink()

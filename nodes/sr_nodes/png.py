@@ -51,11 +51,13 @@ def _bytes(data: bytes, rawmode: str) -> np.ndarray[Any, np.dtype[Any]]:
     return array if array.ndim == 3 else array[:, :, None]
 
 
-def with_prompt(prompt: str | None) -> PngInfo:
-    """The text chunk of a graph, as ComfyUI writes it."""
+def text_chunks(prompt: str | None = None, xmp: bytes | None = None) -> PngInfo:
+    """The text chunks of a graph, as ComfyUI writes it, and of XMP."""
     info = PngInfo()
     if prompt is not None:
         info.add_text("prompt", prompt)
+    if xmp is not None:
+        info.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
     return info
 
 
@@ -91,9 +93,8 @@ def _compressed(levels: Tensor, compression: int) -> Iterator[bytes]:
     """The scan lines, each with its difference to the line above (filter 2), compressed by blocks of rows."""
     deflate = zlib.compressobj(compression)
     above = np.zeros((1, levels.shape[2] * levels.shape[0] * 2), np.uint8)
-    pixels = levels.permute(1, 2, 0).contiguous().numpy()
-    for start in range(0, len(pixels), _ROWS):
-        block = pixels[start : start + _ROWS]
+    for start in range(0, levels.shape[1], _ROWS):
+        block = levels[:, start : start + _ROWS].permute(1, 2, 0).contiguous().numpy()
         rows = block.astype(">u2").view(np.uint8).reshape(len(block), -1)
         lines = np.full((len(rows), rows.shape[1] + 1), 2, np.uint8)
         lines[:, 1:] = rows - np.concatenate([above, rows[:-1]])

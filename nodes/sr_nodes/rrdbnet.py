@@ -103,7 +103,8 @@ def _small(inputs: int, outputs: int) -> nn.Conv2d:
 
 
 def _lrelu(x: Tensor) -> Tensor:
-    return F.leaky_relu(x, 0.2)
+    """Of what a convolution has just made, which nobody else reads: without gradients it is overwritten."""
+    return F.leaky_relu(x, 0.2, inplace=not torch.is_grad_enabled())
 
 
 def pad_end(image: Tensor, height: int, width: int) -> Tensor:

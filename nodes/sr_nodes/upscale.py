@@ -12,18 +12,18 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sr_nodes.assets import resolve
-from sr_nodes.inference import Precision, Prepared, prepared
+from sr_nodes.inference import Precision, Prepared, is_fast_in_bf16, prepared
 from sr_nodes.modules import CPU
-from sr_nodes.picture_encoding import encode, fitted
-from sr_nodes.picture_files import KINDS, Picture, read_whole
+from sr_nodes.picture_encoding import by_rows, encode, fitted
+from sr_nodes.picture_files import WRITTEN, Picture, read_whole
 from sr_nodes.picture_jobs import write_bytes
 from sr_nodes.tiles import enlarge
 from sr_nodes.types import Generator
 from sr_nodes.upscalers import BEST, find
 from sr_pipeline.graph import Graph
 from sr_pipeline.node import node
-from sr_pipeline.sockets import SILENT, Device, Report, Reporter, RunDir
+from sr_pipeline.paths import inside, resolve
+from sr_pipeline.sockets import SILENT, Device, InputPath, OutputName, Report, Reporter, RunDir
 
 Tile = Annotated[int, Field(ge=1)] | Literal["auto"] | None
 Overlap = Annotated[int, Field(ge=0)] | Literal["exact"]
@@ -33,22 +33,26 @@ Megapixels = Annotated[int, Field(ge=1)]
 
 
 @node(category="generator")
-def find_upscaler(path: str = BEST, precision: Precision = "fp32", device: Device = CPU) -> Generator:
+def find_upscaler(
+    path: InputPath = BEST, precision: Precision = "fp32", device: Device = CPU, report: Report = SILENT
+) -> Generator:
     """A generator by the name of weights that ship, or from a file, made ready to enlarge pictures alone.
 
     Args:
         path: the name of shipped weights, a file that load_generator or load_upscaler reads, bicubic or nearest (x4).
-        precision: of the arithmetic; bf16 is faster where the device has it, and differs by a level or two of 255; auto
-            takes it there.
+        precision: of the arithmetic; bf16 is faster where the device has it, on others slower, and differs from fp32
+            by a level or two of 255 (55 dB); auto takes it where it is faster.
 
     Raises:
         ValueError: there is no such file, and its text names the ways to get one; or no network is known for it.
     """
+    if precision == "bf16" and not is_fast_in_bf16(device):
+        report.warning(f"this {device.type} has no units for bf16, and is slower in it than in fp32")
     return prepared(find(path, device), precision, device)
 
 
 @node(category="images")
-def load_picture(path: str, max_megapixels: Megapixels = 150, report: Report = SILENT) -> Picture:
+def load_picture(path: InputPath, max_megapixels: Megapixels = 150, report: Report = SILENT) -> Picture:
     """One picture file as it is: 8 or 16 bits, gray or RGB, alpha, colour profile, EXIF and resolution.
 
     Args:
@@ -101,9 +105,13 @@ def _enlarged_gray(gray: Tensor, scale: int, large: Callable[[Tensor], Tensor]) 
     first = gray[0, 0, 0]
     if bool((gray == first).all()):
         return first.expand(1, scale * gray.shape[1], scale * gray.shape[2]).clone()
-    red, green, blue = large(gray.expand(3, -1, -1).contiguous()).unbind()
-    total = red.to(torch.int32).add_(green.to(torch.int32)).add_(blue.to(torch.int32))
-    return total.add_(1).div_(3, rounding_mode="floor").to(gray.dtype)[None]
+    return by_rows(_mean, large(gray.expand(3, -1, -1).contiguous()))
+
+
+def _mean(levels: Tensor) -> Tensor:
+    """Of three channels, rounded."""
+    total = levels.to(torch.int32).sum(dim=0, keepdim=True)
+    return total.add_(1).div_(3, rounding_mode="floor").to(levels.dtype)
 
 
 def _filled(pixels: Tensor, alpha: Tensor) -> Tensor:
@@ -128,7 +136,7 @@ def _halved(part: Tensor) -> Tensor:
 @node(category="images", output=True)
 def save_picture(
     picture: Picture,
-    filename: str = "upscaled.png",
+    filename: OutputName = "upscaled.png",
     quality: Quality = None,
     metadata: bool = True,
     run_dir: RunDir | None = None,
@@ -143,22 +151,20 @@ def save_picture(
         picture: what to write.
         filename: a path in the run's folder, ending in .png, .jpg, .webp, .tif, .bmp or .avif.
         quality: of JPEG (95 where it is left out), WebP (95) and AVIF (85).
-        metadata: false leaves out the graph and EXIF; the profile and the resolution stay, because they are its look.
+        metadata: false leaves out the graph, EXIF and XMP; profile and resolution stay, because they are its look.
 
     Raises:
         ValueError: another suffix, a path that leads out of the run's folder, or more pixels than the format holds.
     """
-    folder = run_dir or Path()
-    path = folder / filename
-    if path.suffix.lower() not in KINDS:
-        raise ValueError(f"{filename!r} has the suffix {path.suffix!r}; write one of {' '.join(KINDS)}")
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{filename!r} is outside of the run's folder; give a path in it")
-    fit = fitted(picture, KINDS[path.suffix.lower()])
+    path = inside(run_dir or Path(), filename)
+    kind = WRITTEN.get(path.suffix.lower())
+    if kind is None:
+        raise ValueError(f"{filename!r} has the suffix {path.suffix!r}; write one of {' '.join(WRITTEN)}")
+    fit = fitted(picture, kind)
     warn(fit, filename, report)
     graph = run_graph(run_dir)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, encode(fit, KINDS[path.suffix.lower()], quality, metadata, prompt_of(graph)))
+    write_bytes(path, encode(fit, kind, quality, metadata, prompt_of(graph)))
     report.image(path)
 
 

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sr_nodes.generators import generate
-from sr_nodes.inference import Prepared, _is_narrow, _Widened, folded, prepared
+from sr_nodes.inference import Prepared, _is_narrow, _Widened, folded, is_fast_in_bf16, prepared
+from sr_nodes.pictures import read_picture, to_uint8
 from sr_nodes.rrdbnet import rrdbnet
 from sr_nodes.srresnet import msrresnet, srresnet
 from sr_nodes.types import Generator
-from sr_nodes.upscalers import Interpolation
+from sr_nodes.upscalers import BEST, Interpolation, find
+from sr_pipeline.paths import resolve
 
 CPU = torch.device("cpu")
 
@@ -166,9 +168,20 @@ def test_what_is_ready_is_not_made_again() -> None:
     assert other.original == ready.original
 
 
-def test_auto_is_what_the_device_has_units_for() -> None:
-    amx = bool(torch.cpu.get_capabilities().get("amx_bf16"))
+@pytest.mark.parametrize("amx", [True, False])
+def test_auto_is_what_the_device_has_units_for(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AVX512-BF16 alone is not enough: with it, convolutions are slower than in fp32."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx, "avx512_bf16": True})
+    assert is_fast_in_bf16(CPU) is amx
     assert prepared(srresnet(blocks=1, channels=4), "auto").precision == ("bf16" if amx else "fp32")
+
+
+def test_bf16_of_the_shipped_weights_is_within_two_levels_and_over_54_db() -> None:
+    """The figures that ``prepared`` states: 55 to 57 dB."""
+    pixels = read_picture(resolve("sr_nodes:samples/test/picosdeeuropa.jpg"))[None, :, :64, :64] / 255
+    found, wanted = (prepared(find(BEST), precision)(pixels) for precision in ("bf16", "fp32"))
+    assert 54 < float(-10 * (found - wanted).square().mean().log10()) < 60
+    assert int((to_uint8(found).int() - to_uint8(wanted).int()).abs().max()) <= 2
 
 
 def test_results_are_clamped_and_carry_no_gradient() -> None:

@@ -14,11 +14,11 @@ from PIL import ImageCms
 from PIL.ExifTags import IFD, Base
 from torch import Tensor
 
-from sr_nodes.picture_encoding import check_holds, encode, fitted
-from sr_nodes.picture_files import KINDS, Picture, read_whole
+from sr_nodes.picture_encoding import by_rows, check_holds, encode, fitted
+from sr_nodes.picture_files import WRITTEN, Picture, read_whole
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-EVERY = tuple(dict.fromkeys(KINDS.values()))
+EVERY = tuple(dict.fromkeys(WRITTEN.values()))
 LOSSLESS = ("PNG", "TIFF", "BMP")
 
 
@@ -49,7 +49,7 @@ def test_profile_exif_and_resolution_are_kept(kind: str, tmp_path: Path) -> None
     assert (read.kind, read.size) == (kind, (6, 8))
     assert read.dpi == pytest.approx((300, 150), abs=0.02)
     if kind == "BMP":
-        assert picture.notes == ("the colour profile and EXIF were left out, because BMP holds none",)
+        assert picture.notes == ("colour profile, EXIF left out, because BMP has no place for it",)
         return
     assert (read.icc, picture.notes) == (SRGB, ())
     exif = PIL.Image.Exif()
@@ -58,6 +58,42 @@ def test_profile_exif_and_resolution_are_kept(kind: str, tmp_path: Path) -> None
     assert (exif[Base.Artist], exif.get_ifd(IFD.GPSInfo)) == ("me", {1: "N"})
     shot = exif.get_ifd(IFD.Exif)
     assert (shot[Base.ExifImageWidth], shot[Base.ExifImageHeight]) == (8, 6)  # the new size, not the old one's
+
+
+XMP = b'<?xpacket begin="\xef\xbb\xbf"?><x:xmpmeta xmlns:x="adobe:ns:meta/">caf\xc3\xa9</x:xmpmeta><?xpacket end="w"?>'
+
+
+@pytest.mark.parametrize("kind", EVERY)
+@pytest.mark.parametrize("exif", [None, exif_bytes()])
+def test_xmp_is_kept_or_told(kind: str, exif: bytes | None, tmp_path: Path) -> None:
+    """Byte for byte, beside EXIF and without; and not where metadata is unwanted."""
+    picture = fitted(Picture(values(3), exif=exif, xmp=XMP), kind)
+    if kind == "BMP":
+        assert picture.notes == (f"{'EXIF, ' if exif else ''}XMP left out, because BMP has no place for it",)
+        return
+    read = read_back(encode(picture, kind), tmp_path)
+    assert (read.xmp, read.exif is None, picture.notes) == (XMP, exif is None, ())
+    assert read_back(encode(picture, kind, metadata=False), tmp_path).xmp is None
+
+
+def test_xmp_of_a_deep_png_and_one_that_is_longer_than_jpeg_holds(tmp_path: Path) -> None:
+    deep = Picture(values(3, torch.uint16), xmp=XMP)
+    assert read_back(encode(deep, "PNG"), tmp_path).xmp == XMP
+    long = Picture(values(3), xmp=XMP + b" " * 65_500)
+    assert fitted(long, "PNG").xmp == long.xmp
+    fit = fitted(long, "JPEG")
+    assert (fit.xmp, fit.notes) == (None, ("XMP left out, because it is longer than JPEG holds",))
+    just = Picture(values(3), xmp=b"x" * 65_000)
+    assert read_back(encode(fitted(just, "JPEG"), "JPEG"), tmp_path).xmp == just.xmp
+
+
+@pytest.mark.parametrize("height", [1, 255, 256, 257, 600])
+def test_by_rows_is_the_whole_at_once(height: int) -> None:
+    pixels, alpha = values(3, height=height), values(1, height=height)
+    fit = fitted(Picture(pixels, alpha), "JPEG")
+    share = alpha.double() / 255
+    assert torch.equal(fit.pixels.double(), (pixels * share + 255 * (1 - share)).add(0.5).floor())
+    assert torch.equal(by_rows(lambda part: part[:1], pixels), pixels[:1])
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)

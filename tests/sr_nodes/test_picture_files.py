@@ -236,6 +236,25 @@ def test_damage_is_told_with_the_files_name(name: str, tmp_path: Path) -> None:
         read_whole(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    "form", [b'tiff:Orientation="6"', b"tiff:Orientation='6'", b"<tiff:Orientation>6</tiff:Orientation>"]
+)
+def test_the_orientation_in_xmp_is_1_from_then_on(form: bytes, tmp_path: Path) -> None:
+    exif = PIL.Image.Exif()
+    exif[Base.Orientation] = 6
+    content = b'<x:xmpmeta>tiff:OrientationX="6" ' + form + b"</x:xmpmeta>"
+    read = read_whole(saved(tmp_path / "a.jpg", picture_of("RGB"), exif=exif, xmp=content))
+    assert read.size == (7, 5)
+    assert read.xmp == content.replace(form, form.replace(b"6", b"1"))
+
+
+def test_xmp_of_several_pictures_is_left_out(tmp_path: Path) -> None:
+    first, second = PIL.Image.new("RGB", (8, 8), "red"), PIL.Image.new("RGB", (4, 4))
+    one = saved(tmp_path / "a.jpg", first, xmp=b"<x/>")
+    two = saved(tmp_path / "b.jpg", first, format="MPO", save_all=True, append_images=[second], xmp=b"<x/>")
+    assert (read_whole(one).xmp, read_whole(two).xmp) == (b"<x/>", None)
+
+
 def test_what_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(UnreadablePicture, match=r"nix\.png: No such file"):
         read_whole(tmp_path / "nix.png")

@@ -7,18 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import PIL.Image
 import pytest
 
 from sr_nodes.picture_files import PIPE
 from sr_nodes.picture_jobs import Format, Place, places, refusal, remove_stale, write_bytes
+from sr_pipeline.processes import HOST
 
 
 @pytest.fixture
 def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with photos/ in it."""
     monkeypatch.chdir(tmp_path)
-    for name in ("b.jpg", "a.PNG", "sub/c.webp", "sub/deep/d.gif", ".hidden/e.png", "notes.txt", "[1].png"):
+    pictures = ("b.jpg", "a.PNG", "sub/c.webp", "sub/deep/d.gif", "[1].png")
+    for name in (*pictures, ".hidden/e.png", "notes.txt", "text/a.txt"):
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
@@ -26,7 +27,11 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def shown(found: list[Place]) -> dict[str, str]:
-    return {place.source.as_posix(): place.target.as_posix() for place in found}
+    return {place.source.as_posix(): place.target.as_posix() for place in found if place.is_picture}
+
+
+def others(found: list[Place]) -> list[str]:
+    return [place.source.as_posix() for place in found if not place.is_picture]
 
 
 def test_a_folder_keeps_its_structure(photos: Path) -> None:
@@ -35,11 +40,25 @@ def test_a_folder_keeps_its_structure(photos: Path) -> None:
         "photos/a.PNG": "out/a.PNG",
         "photos/b.jpg": "out/b.jpg",
         "photos/sub/c.webp": "out/sub/c.webp",
+        "photos/sub/deep/d.gif": "out/sub/deep/d.png",
     }
 
 
+def test_what_is_no_picture_is_told_and_what_is_hidden_is_not(photos: Path) -> None:
+    assert others(places(["photos"], "out")) == ["photos/notes.txt", "photos/text/a.txt"]
+    assert others(places(["photos/*"], "out")) == ["photos/notes.txt"]
+    assert others(places(["photos/*.jpg"], "out")) == []
+    assert shown(places(["photos/notes.txt"], "out")) == {"photos/notes.txt": "out/notes.png"}  # it was named
+
+
 def test_format_and_suffix(photos: Path) -> None:
-    assert shown(places(["photos/sub"], "out", "jpg", "_x4")) == {"photos/sub/c.webp": "out/c_x4.jpg"}
+    assert shown(places(["photos/sub"], "out", "jpg", "_x4")) == {
+        "photos/sub/c.webp": "out/c_x4.jpg",
+        "photos/sub/deep/d.gif": "out/deep/d_x4.jpg",
+    }
+    for name in ("jpeg", "tif", "bmp", "avif"):
+        assert shown(places(["photos/b.jpg"], "out", name)) == {"photos/b.jpg": f"out/b.{name}"}
+    assert shown(places(["photos/b.jpg"], "new.jpg", "jpeg")) == {"photos/b.jpg": "new.jpg"}
     assert shown(places(["photos/sub/deep/d.gif"], "out")) == {"photos/sub/deep/d.gif": "out/d.png"}
 
 
@@ -48,6 +67,7 @@ def test_format_and_suffix(photos: Path) -> None:
     [
         ("photos/*.jpg", ["out/b.jpg"]),
         ("photos/*", ["out/[1].png", "out/a.PNG", "out/b.jpg"]),
+        ("photos/**/*.gif", ["out/sub/deep/d.png"]),
         ("photos/**/*.webp", ["out/sub/c.webp"]),
         ("photos/[1].png", ["out/[1].png"]),
         ("pho*/sub/*", ["out/photos/sub/c.webp"]),
@@ -78,12 +98,19 @@ def test_one_file_to_a_file_a_folder_or_a_pipe(photos: Path) -> None:
         (["-"], "folder", "same", "'-' is one picture to one file"),
         (["-", "photos"], "out", "same", "'-' is one picture to one file"),
         (["photos"], "photos/b.jpg", "same", "'photos/b.jpg' is a file, and there are several pictures"),
-        (["photos/b.jpg"], "new.gif", "same", "'new.gif' is of a format that is not written; write one of .png"),
+        (["photos/b.jpg"], "new.gif", "same", "'new.gif' ends in '.gif', a format that is not written; write one of"),
+        (["photos/b.jpg"], "v2.0", "same", "'v2.0' ends in '.0', .* .avif, or v2.0/ if it is to be a folder"),
+        (["-"], "new.jpgg", "same", "'new.jpgg' ends in '.jpgg', a format that is not written"),
         (["photos/b.jpg"], "new.png", "jpg", "the name 'new.png' and the format jpg contradict"),
         (["photos/*.tiff"], "out", "same", r"no picture matches 'photos/\*.tiff'"),
-        (["photos/sub/deep"], "out", "same", "holds no picture"),
+        (["photos/text"], "out", "same", "holds no picture"),
         (["photos/b.jpg"], "photos/notes.txt", "same", "'photos/notes.txt' is a file, and its name is no picture's; "),
-        (["photos/sub"], "photos/b.jpg", "same", "'photos/b.jpg' is a file, and a folder or pattern is to be enlarged"),
+        (
+            ["photos/sub/deep"],
+            "photos/b.jpg",
+            "same",
+            "'photos/b.jpg' is a file, and a folder or pattern is to be enlarged",
+        ),
         (["photos", ""], "out", "same", r"one of the inputs \(IN\) is empty; give a file"),
         (["photos/b.jpg"], "", "same", r"the output \(OUT\) is empty; give a folder"),
         (["photos/b.jpg"], " ", "same", r"the output \(OUT\) is empty"),
@@ -102,19 +129,20 @@ def test_results_are_not_inputs(photos: Path) -> None:
         Path(target).write_bytes(b"x")
     assert shown(places(["photos"], "photos/large")) == before
     assert shown(places(["photos/**/*"], "photos/large")) == before
-    assert len(places(["photos"], ".")) == len(places(["photos"], "photos")) == 2 * len(before)
+    assert len(shown(places(["photos"], "."))) == len(shown(places(["photos"], "photos"))) == 2 * len(before)
 
 
 @pytest.mark.parametrize("format_", ["same", "png"])
 def test_results_beside_their_sources_are_not_inputs(photos: Path, format_: Format) -> None:
     before = shown(places(["photos"], "photos", format_, "_x4"))
-    assert len(before) == 4
+    assert len(before) == 5
     for target in before.values():
         Path(target).write_bytes(b"x")
     for inputs in (["photos"], ["photos/**/*"], [str(photos / "photos")]):
-        again = [place.target.resolve() for place in places(inputs, "photos", format_, "_x4")]
+        again = [place.target.resolve() for place in places(inputs, "photos", format_, "_x4") if place.is_picture]
         assert again == [Path(target).resolve() for target in before.values()]
-    assert len(places(["photos"], "photos", format_, "_other")) == 8  # by another suffix, they are pictures as any
+    # By another suffix, they are pictures as any.
+    assert len(shown(places(["photos"], "photos", format_, "_other"))) == 10
 
 
 def test_of_equal_names_the_right_mend_is_named() -> None:
@@ -155,20 +183,46 @@ def test_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_stale_files_are_removed_and_others_are_not(tmp_path: Path) -> None:
+    """Of this machine's processes that ended, and of an earlier one of this number; of other machines' by age."""
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     (tmp_path / "sub").mkdir()
-    kept = [".sr-pipeline-1-0123abcd.part", ".sr-pipeline-x-0123abcd.part", "a.part", ".sr-pipeline-9.part"]
-    gone = [f".sr-pipeline-{dead.pid}-0123abcd.part", f"sub/.sr-pipeline-{os.getpid()}-0123abcd.part"]
-    for name in (*kept, *gone):
+    kept = ["a.part", ".sr-pipeline-9.part", f".sr-pipeline-{dead.pid}-0123abcd.part"]
+    kept += [f".sr-pipeline-{HOST}-1-0123abcd-0.part", f".sr-pipeline-{HOST}-x-0123abcd-0.part"]
+    kept += [f".sr-pipeline-elsewhere-{dead.pid}-0123abcd-0.part", ".sr-pipeline-elsewhere-1-0123abcd-9.txt"]
+    old = ".sr-pipeline-elsewhere-1-0123abcd-7.part"
+    gone = [
+        f".sr-pipeline-{HOST}-{dead.pid}-0123abcd-0.part",
+        f"sub/.sr-pipeline-{HOST}-{os.getpid()}-0123abcd-12.part",
+    ]
+    for name in (*kept, *gone, old):
         (tmp_path / name).write_bytes(b"")
+    os.utime(tmp_path / old, (0, 0))
     remove_stale(tmp_path, recursive=False)
     assert not (tmp_path / gone[0]).exists()
+    assert not (tmp_path / old).exists()
     assert (tmp_path / gone[1]).exists()
     remove_stale(tmp_path, recursive=True)
     assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == sorted(kept)
 
 
-def test_every_suffix_of_pillow_is_a_file_name(photos: Path) -> None:
-    assert ".gif" in PIL.Image.registered_extensions()  # what the refusal of new.gif rests on
-    assert shown(places(["photos/b.jpg"], "photos.v2")) == {"photos/b.jpg": "photos.v2/b.jpg"}
+def test_what_this_process_is_writing_is_not_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second job of one process, in the same folder, while the first one writes."""
+    seen: list[str] = []
+
+    def sync(_: int) -> None:
+        remove_stale(tmp_path, recursive=True)
+        seen.extend(p.name for p in tmp_path.iterdir())
+
+    monkeypatch.setattr(os, "fsync", sync)
+    write_bytes(tmp_path / "a.png", b"x")
+    assert len(seen) == 1
+    assert seen[0].startswith(f".sr-pipeline-{HOST}-{os.getpid()}-")
+    assert (tmp_path / "a.png").read_bytes() == b"x"
+
+
+def test_an_output_that_is_no_picture_is_a_folder_where_that_is_said(photos: Path) -> None:
+    (photos / "v1.0").mkdir()
+    assert shown(places(["photos/b.jpg"], "v2.0/")) == {"photos/b.jpg": "v2.0/b.jpg"}
+    assert shown(places(["photos/b.jpg"], "v1.0")) == {"photos/b.jpg": "v1.0/b.jpg"}
+    assert len(shown(places(["photos/b.jpg", "photos/a.PNG"], "v2.0"))) == 2

@@ -20,6 +20,7 @@ from sr_nodes.srresnet import srresnet
 from sr_nodes.types import Generator
 from sr_nodes.upscale import find_upscaler, load_picture, save_picture, upscale_picture
 from sr_nodes.upscalers import BEST
+from sr_pipeline.errors import GraphError
 from sr_pipeline.graph import Graph
 from sr_pipeline.registry import Registry
 from sr_pipeline.run import run
@@ -64,7 +65,7 @@ def larger(pixels: Tensor) -> Tensor:
 def test_every_kind_of_picture_by_nearest(dtype: torch.dtype, channels: int) -> None:
     """Gray, alpha and depth stay, and all else that a picture holds."""
     alpha = drawn(1, dtype).int().clamp(min=1).to(dtype)
-    picture = Picture(drawn(channels, dtype), alpha, b"profile", b"exif", (300.0, 300.0), "TIFF", ("a note",))
+    picture = Picture(drawn(channels, dtype), alpha, b"profile", b"exif", b"xmp", (300.0, 300.0), "TIFF", ("a note",))
     large = upscale_picture(NEAREST, picture)
     assert torch.equal(large.pixels, larger(picture.pixels))
     assert large.alpha is not None
@@ -114,6 +115,16 @@ def test_find_upscaler(tmp_path: Path) -> None:
     lr = torch.rand(1, 3, 8, 8)
     assert found.scale == 2
     assert torch.equal(found(lr), prepared(mine)(lr))
+
+
+@pytest.mark.parametrize("amx", [True, False])
+def test_bf16_that_is_slower_is_warned_of(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+    report = Warnings()
+    find_upscaler("bicubic", precision="auto", report=report)
+    assert report.texts == []
+    find_upscaler("bicubic", precision="bf16", report=report)
+    assert report.texts == ([] if amx else ["this cpu has no units for bf16, and is slower in it than in fp32"])
 
 
 def test_a_model_that_cannot_be_found_names_the_ways_to_get_one(tmp_path: Path) -> None:
@@ -185,5 +196,7 @@ def test_a_png_repeats_itself(registry: Registry, tmp_path: Path) -> None:
         assert json.loads(picture.info["prompt"]) == json.loads(graph.to_json())
     again = Graph.load(made)
     assert again == graph
-    run(again, registry=registry, run_dir=tmp_path / "second")
+    with pytest.raises(GraphError, match=r"photo\.path: .* is outside of the folders that this graph may read"):
+        run(again, registry=registry, run_dir=tmp_path / "second")  # the current folder is another one
+    run(again.limited_to(tmp_path), registry=registry, run_dir=tmp_path / "second")
     assert (tmp_path / "second" / "upscaled.png").read_bytes() == made.read_bytes()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -18,11 +19,20 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+import typer
+from typer.testing import CliRunner
 
 from sr_nodes.picture_files import read_whole
 from sr_nodes.upscale import find_upscaler
-from sr_nodes.upscale_job import Job, Outcomes, picture_files, upscale_file, upscale_summary
+from sr_nodes.upscale_job import Job, picture_files, upscale_file
+from sr_nodes.upscale_outcomes import Outcomes, upscale_summary
+from sr_pipeline.errors import GraphError, NodeRunError
 from sr_pipeline.graph import Graph, Link
+from sr_pipeline.packcommands import add_pack_commands
+from sr_pipeline.processes import HOST
+from sr_pipeline.registry import Registry
+from sr_pipeline.run import run
+from sr_pipeline.shipped import find_graph
 
 BICUBIC = find_upscaler("bicubic")
 
@@ -103,6 +113,8 @@ AWKWARD: dict[str, tuple[bytes, tuple[str, tuple[int, int]] | str]] = {
     "text.png": (b"no picture", "not a picture of a kind that is read"),
     "empty.jpg": (b"", "the file is empty"),
     "bomb.png": (png(50000, 50000, 8, 2, b""), "50000x50000 is 2500 megapixels, and at most 150 are read"),
+    "still.gif": (encoded(palette(), "GIF"), ("RGB", (32, 24))),
+    "animated.gif": (encoded(FRAMES[0], "GIF", save_all=True, append_images=FRAMES[1:]), "is animated: 2 frames"),
     "animated.webp": (encoded(FRAMES[0], "WEBP", save_all=True, append_images=FRAMES[1:]), "is animated: 2 frames"),
     "pages.tif": (encoded(FRAMES[0], "TIFF", save_all=True, append_images=FRAMES[1:]), "has 2 pages"),
 }
@@ -128,7 +140,7 @@ def test_an_awkward_file_is_right_or_a_clear_error(name: str, awkward: tuple[Pat
         assert not (folder / "out" / name).exists()
         return
     assert str(folder / "in" / name) not in errors
-    with PIL.Image.open(folder / "out" / name) as picture:
+    with PIL.Image.open(folder / "out" / name.replace(".gif", ".png")) as picture:
         picture.load()
         assert (picture.mode, picture.size) == wanted
         assert picture.getexif().get(274, 1) == 1
@@ -136,7 +148,7 @@ def test_an_awkward_file_is_right_or_a_clear_error(name: str, awkward: tuple[Pat
 
 def test_all_others_of_the_folder_are_done_and_nothing_else_is_there(awkward: tuple[Path, dict[str, Any]]) -> None:
     folder, said = awkward
-    right = {name for name, (_, wanted) in AWKWARD.items() if not isinstance(wanted, str)}
+    right = {name.replace(".gif", ".png") for name, (_, wanted) in AWKWARD.items() if not isinstance(wanted, str)}
     written = {p.relative_to(folder / "out").as_posix() for p in (folder / "out").rglob("*") if p.is_file()}
     assert written == right
     assert (len(said["upscaled"]), len(said["failed"])) == (len(right), len(AWKWARD) - len(right))
@@ -165,6 +177,18 @@ def test_finished_files_are_skipped_and_overwritten_where_that_is_wanted(tmp_pat
     assert [len(again[key]) for key in ("upscaled", "skipped", "failed")] == [2, 0, 0]
     assert (tmp_path / "out" / "a.png").read_bytes() == (tmp_path / "out" / "b.png").read_bytes()
     assert upscale_summary(first) == "1 upscaled, 1 there already (--overwrite makes them anew)"
+
+
+def test_what_is_no_picture_is_counted_and_a_missing_source_is_told_beside_a_result(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    PIL.Image.fromarray(noise(5, 6)).save(tmp_path / "in" / "a.gif")
+    (tmp_path / "in" / "notes.txt").write_text("x")
+    said = upscale([str(tmp_path / "in")], str(tmp_path / "out"))
+    assert said["no_picture"] == [str(tmp_path / "in" / "notes.txt")]
+    assert upscale_summary(said) == "1 upscaled, 1 passed over (no picture's suffix)"
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["a.png"]
+    missing = upscale([str(tmp_path / "in" / "nix.png")], str(tmp_path / "out" / "a.png"))
+    assert "No such file" in missing["failed"][0]["error"]
 
 
 def test_a_result_takes_no_pictures_place(tmp_path: Path) -> None:
@@ -221,7 +245,10 @@ def test_state_of_half_a_job(tmp_path: Path) -> None:
     for gather in (first, second):
         gather(upscale_file(BICUBIC, jobs[1]))
     assert second.result() == first.result()
-    assert upscale_summary(first.result()).startswith(f"1 upscaled, 1 failed:\n  {tmp_path / 'b.png'}: not a picture")
+    said = upscale_summary(first.result(), strict=False)
+    assert said.startswith(f"1 upscaled, 1 failed:\n  {tmp_path / 'b.png'}: not a picture")
+    with pytest.raises(ValueError, match=re.escape(said)):
+        upscale_summary(first.result())
 
 
 def command(*words: str | Path, folder: Path, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
@@ -234,18 +261,116 @@ def test_command_on_a_folder_and_its_picture_again(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     PIL.Image.fromarray(noise(6, 8)).save(tmp_path / "in" / "a.png")
     (tmp_path / "in" / "b.png").write_bytes(b"text")
+    (tmp_path / "in" / "notes.txt").write_bytes(b"text")
     words = ["upscale", "in", "out", "--model", "bicubic", "--tile", "16", "--json"]
     done = command(*words, folder=tmp_path)
     assert done.returncode == 1, done.stderr.decode()
     said = json.loads(done.stdout)
     assert said["upscaled"] == [{"source": "in/a.png", "target": "out/a.png"}]
     assert [f["source"] for f in said["failed"]] == ["in/b.png"]
-    assert b"step 2/2" in done.stderr
+    assert b"step 3/3" in done.stderr or b"step 1/3" in done.stderr
+    assert b"not a picture" not in done.stderr  # it is in the result, once
+    assert said["no_picture"] == ["in/notes.txt"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out"]
     repeated = command("run", "out/a.png", "--run-dir", "again", folder=tmp_path)
     assert repeated.returncode == 0, repeated.stderr.decode()
     assert (tmp_path / "again" / "a.png").read_bytes() == (tmp_path / "out" / "a.png").read_bytes()
     assert json.loads(prompt_of(tmp_path / "out" / "a.png"))["sr"]["inputs"]["tile"] == 16
+
+
+def test_command_on_one_picture_is_the_graph_for_one(tmp_path: Path) -> None:
+    """What the PNG carries is graphs/upscale.json with the flags; and nobody is told of temporary folders or nodes."""
+    RGBA.save(tmp_path / "a.png")
+    done = command("upscale", "a.png", "b.png", "--model", "nearest", "--overlap", "3", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, b"")
+    lines = done.stdout.decode().splitlines()
+    assert [line.split()[0] for line in lines] == ["step", "done", "1"]
+    shipped, carried = find_graph("upscale"), Graph.load(tmp_path / "b.png")
+    shipped.nodes["photo"].inputs |= {"path": "a.png", "max_megapixels": 150}
+    shipped.nodes["generator"].inputs |= {"path": "nearest"}
+    shipped.nodes["sr"].inputs |= {"overlap": 3, "batch": 0}
+    shipped.nodes["save"].inputs |= {"filename": "b.png"}
+    assert carried == shipped
+    repeated = command("run", "b.png", "--run-dir", "again", folder=tmp_path)
+    assert repeated.returncode == 0, repeated.stderr.decode()
+    assert (tmp_path / "again" / "b.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def told(*words: str) -> Any:
+    """What a command says, in this process, which spares a start."""
+    app = typer.Typer()
+    add_pack_commands(app)
+    return CliRunner().invoke(app, list(words))
+
+
+def test_export_with_a_place_leaves_no_folder_of_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = told("export", "bicubic", "b.pt", "--to", "torchscript")
+    assert done.exit_code == 0, done.output
+    assert "runs" not in done.output
+    assert [p.name for p in tmp_path.iterdir()] == ["b.pt"]
+    done = told("export", "bicubic", "--to", "torchscript")
+    assert done.exit_code == 0, done.output
+    (made,) = tmp_path.glob("runs/export-*/generator.pt")
+    assert f"run folder: {made.parent.relative_to(tmp_path)}" in done.output
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind", "words"),
+    [
+        (
+            ("b.png", "--model", "nix"),
+            NodeRunError,
+            "--model: there is no model 'nix': give the name of one that ships",
+        ),
+        (("b.png", "--tile", "0"), GraphError, "--tile: found 0, wanted "),
+        (("b.png", "--format", "jpg"), NodeRunError, "sr-pipeline upscale: the name 'b.png' and the format"),
+        (("",), NodeRunError, "sr-pipeline upscale: the output (OUT) is empty"),
+    ],
+)
+def test_command_names_the_flag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], kind: type[Exception], words: str
+) -> None:
+    """And nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    RGB.save("a.png")
+    found = told("upscale", "a.png", *flags).exception
+    assert isinstance(found, kind)
+    assert str(found).startswith(words)
+    assert ".json" not in str(found)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_the_graph_of_a_folder_fails_where_a_picture_does(registry: Registry, tmp_path: Path) -> None:
+    """So that `run` exits with 1 too, with the list; all others are done."""
+    (tmp_path / "in").mkdir()
+    RGB.save(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "b.png").write_bytes(b"text")
+    graph = find_graph("upscale_folder")
+    graph.nodes["pictures"].inputs["inputs"] = [str(tmp_path / "in")]
+    graph.nodes["generator"].inputs["path"] = "nearest"
+    with pytest.raises(NodeRunError, match=r"1 upscaled, 1 failed:\n  .*b\.png: not a picture"):
+        run(graph, registry=registry, run_dir=tmp_path / "run")
+    assert (tmp_path / "run" / "upscaled" / "a.png").is_file()
+
+
+def test_an_interrupted_command_says_how_to_go_on(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(40):
+        PIL.Image.fromarray(noise(64, 64)).save(tmp_path / "in" / f"{number:02d}.png")
+    call = [sys.executable, "-m", "sr_pipeline", "upscale", "in", "out", "--model", "bicubic"]
+    running = subprocess.Popen(call, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while running.poll() is None and not any(tmp_path.glob("out/*.png")):
+        time.sleep(0.001)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate()
+    assert running.returncode == 130, said.decode()
+    found = re.search(
+        rb"^(\d+) of 40 files are done; the same command, without --overwrite, goes on", said, re.MULTILINE
+    )
+    assert found
+    assert len(list(tmp_path.glob("out/*.png"))) == int(found[1])  # what was begun is written too
+    assert not list(tmp_path.glob("out/.*"))
 
 
 def prompt_of(path: Path) -> str:
@@ -270,17 +395,12 @@ def test_command_as_a_pipe(tmp_path: Path) -> None:
 
 
 def test_a_pipe_of_another_format(tmp_path: Path) -> None:
-    """--format is honoured; an empty OUT is refused, before anything is written that would be lost."""
+    """--format is honoured."""
     words = ["upscale", "-", "-", "--model", "nearest"]
-    done = command(*words, "--format", "jpg", folder=tmp_path, stdin=encoded(RGB, "PNG"))
+    done = command(*words, "--format", "jpeg", folder=tmp_path, stdin=encoded(RGB, "PNG"))
     assert done.returncode == 0, done.stderr.decode()
     with PIL.Image.open(BytesIO(done.stdout)) as picture:
         assert (picture.format, picture.size) == ("JPEG", (32, 24))
-    RGB.save(tmp_path / "a.png")
-    refused = command("upscale", "a.png", "", "--model", "nearest", folder=tmp_path)
-    assert refused.returncode != 0
-    assert b"the output (OUT) is empty" in refused.stderr + refused.stdout
-    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_the_graph_of_one_picture_reads_as_the_job_did_and_no_pipe(
@@ -337,7 +457,8 @@ def test_killed_and_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     left = {p.name: p.read_bytes() for p in killed.glob("*.png")}
     assert 0 < len(left) < 24
     assert all(data == (undisturbed / name).read_bytes() for name, data in left.items())
-    (killed / f".sr-pipeline-{running.pid}-00000000.part").write_bytes(b"half")  # as killed a moment later or earlier
+    half = killed / f".sr-pipeline-{HOST}-{running.pid}-00000000-0.part"
+    half.write_bytes(b"half")  # as killed a moment later or earlier
     assert command(*words, folder=killed.parent).returncode == 0
     both = [{p.name: p.read_bytes() for p in folder.iterdir()} for folder in (undisturbed, killed)]
     assert both[0] == both[1]
