@@ -3,9 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 export OMP_WAIT_POLICY ?= PASSIVE
+BROWSER ?= runs/browser
 PYTEST := $(BIN)/python -m pytest -q -p no:cacheprovider
 
-.PHONY: demo test test-full check docs gpu wheel clean
+.PHONY: demo test test-full check docs gpu bench gpu-bench test-browser wheel clean
 
 demo: $(INSTALLED)  ## train the quickstart on bundled photographs, upscale one, and say where the pictures are
 	rm -rf runs/demo
@@ -32,6 +33,19 @@ docs: $(INSTALLED)  ## write the node reference
 gpu: $(INSTALLED)  ## on a machine with a CUDA device: its tests, then the training benchmark
 	$(PYTEST) -m gpu
 	$(BIN)/python benchmarks/learns.py --device cuda
+
+bench: $(INSTALLED)  ## every benchmark in small: minutes on a CPU; the full sizes are in each one's own help
+	failed=0; for name in overhead step data scaling inference; do \
+		$(BIN)/python benchmarks/$$name.py --quick || failed=1; done; exit $$failed
+
+gpu-bench: $(INSTALLED)  ## on a machine with a CUDA device: its tests and all benchmarks, as JSON in benchmarks/results
+	$(BIN)/python benchmarks/everything.py --device cuda || { test $$? = 75 && echo "call make gpu-bench again to go on"; }
+
+test-browser: $(INSTALLED)  ## a real browser and a client from npm (needs chromium and Node.js); pictures in $(BROWSER)
+	@command -v chromium >/dev/null || { echo "chromium is missing: apt-get install chromium" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[server,ui,browser]'
+	npm install --silent --no-audit --no-fund --prefix $(BROWSER)/npm @stable-canvas/comfyui-client@1.5.9 ws@8
+	SR_PIPELINE_BROWSER=$(BROWSER) $(PYTEST) tests/browser
 
 wheel: $(INSTALLED)
 	$(BIN)/python -m build --wheel --no-isolation

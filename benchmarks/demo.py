@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from statistics import mean
 
-from sr_pipeline.events import read_metrics
+from sr_pipeline.sinks import read_metrics
 
 
 def main(folder: Path) -> int:

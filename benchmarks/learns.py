@@ -24,9 +24,9 @@ from sr_nodes.metrics import psnr
 from sr_nodes.pairs import image_pairs
 from sr_pipeline.checkpoint import latest
 from sr_pipeline.console import console_for
-from sr_pipeline.events import read_metrics
 from sr_pipeline.graph import Graph
 from sr_pipeline.run import run
+from sr_pipeline.sinks import read_metrics
 
 HERE = Path(__file__).resolve().parent
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import networkx as nx
 
-from sr_pipeline.errors import Fault, GraphError, UsageError, nearest
+from sr_pipeline.errors import MAX_FAULTS, Fault, GraphError, UsageError, nearest, quoted
 from sr_pipeline.graph import Entry, Graph, Link, as_link
 from sr_pipeline.node import Input, NodeType
+from sr_pipeline.paths import no_name, out_of_reach
 from sr_pipeline.registry import Registry
 from sr_pipeline.sockets import SocketType
 
@@ -33,6 +36,8 @@ class Wiring:
     links: dict[str, dict[str, Value]]
     value_types: dict[Value, SocketType]
     dag: nx.DiGraph[str]
+    order: list[str]
+    """All nodes, each after those whose outputs it reads."""
 
     def where(self, node: str, input_: str = "") -> str:
         return self.graph.where(node, input_)
@@ -55,9 +60,10 @@ def check(graph: Graph, registry: Registry) -> Wiring:
     checker.check_link_types()
     checker.check_one_stream()
     if checker.faults:
-        order = {id_: n for n, id_ in enumerate(graph.nodes)}
-        raise GraphError(f for _, f in sorted(checker.faults, key=lambda item: order.get(item[0], -1)))
-    return Wiring(graph, checker.types, checker.literals, checker.links, checker.value_types, checker.dag)
+        raise checker.error()
+    return Wiring(
+        graph, checker.types, checker.literals, checker.links, checker.value_types, checker.dag, checker.order
+    )
 
 
 class _Checker:
@@ -70,16 +76,26 @@ class _Checker:
         self.value_types: dict[Value, SocketType] = {}
         self.dag: nx.DiGraph[str] = nx.DiGraph()
         self.dag.add_nodes_from(graph.nodes)
+        self.order = list(graph.nodes)
 
     def fault(self, node: str, input_: str, what: str, fix: str) -> None:
         self.faults.append((node, Fault(self.graph.where(node, input_), what, fix)))
+        if len(self.faults) == MAX_FAULTS:
+            raise self.error(Fault(self.graph.source, "and more", "mend these first"))
+
+    def error(self, *more: Fault) -> GraphError:
+        """The faults in the order of the file."""
+        order = {id_: n for n, id_ in enumerate(self.graph.nodes)}
+        return GraphError([*(f for _, f in sorted(self.faults, key=lambda item: order.get(item[0], -1))), *more])
 
     def check_types(self) -> None:
         for id_, entry in self.graph.nodes.items():
             if entry.class_type in self.registry:
                 self.types[id_] = self.registry[entry.class_type]
             else:
-                self.fault(id_, "", f"unknown node type {entry.class_type!r}", nearest(entry.class_type, self.registry))
+                self.fault(
+                    id_, "", f"unknown node type {quoted(entry.class_type)}", nearest(entry.class_type, self.registry)
+                )
 
     def check_inputs(self) -> None:
         for id_, entry in self.graph.nodes.items():
@@ -94,9 +110,12 @@ class _Checker:
         known = self.types[id_].inputs
         for name, value in entry.inputs.items():
             if name not in known:
-                self.fault(id_, name, f"{entry.class_type} has no input {name!r}", nearest(name, known))
+                self.fault(id_, name, f"{entry.class_type} has no input {quoted(name)}", nearest(name, known))
             elif not isinstance(value, Link):
                 self._read_literal(id_, known[name], value)
+            elif known[name].type.path in ("read", "write") and self.graph.folders is not None:
+                fix = "write it here, where it can be checked"
+                self.fault(id_, name, f"found a link to {value}, wanted a path", fix)
         for name, input_ in known.items():
             if input_.required and name not in entry.inputs:
                 self.fault(id_, name, f"missing, wanted {_wanted(input_)}", f'add "{name}" to its inputs')
@@ -110,10 +129,25 @@ class _Checker:
             self.literals[id_][input_.name] = input_.type.read(json.dumps(value))
         except (TypeError, ValueError) as error:
             self.fault(id_, input_.name, f"found {show(value)}, wanted {_wanted(input_)}", str(error))
+        else:
+            self._check_paths(id_, input_, self.literals[id_][input_.name])
+
+    def _check_paths(self, id_: str, input_: Input, value: Any) -> None:
+        """A graph from elsewhere reads only what it may, and every graph writes where its nodes say."""
+        folders = self.graph.folders
+        for text in _texts(value):
+            if input_.type.path == "name" and (found := no_name(text)):
+                self.fault(id_, input_.name, f"{show(text)} {found}", "give a path in the run's folder")
+            elif input_.type.path == "read" and folders is not None and (found := out_of_reach(text, folders)):
+                fix = f"if it is meant, --allow-folder {shlex.quote(str(Path(text).parent))}"
+                self.fault(id_, input_.name, f"{show(text)} {found}", fix)
+            elif input_.type.path == "write" and folders is not None:
+                what = f"{show(text)} is written to, and this graph may write in the run's folder alone"
+                self.fault(id_, input_.name, what, "leave it out")
 
     def _check_link(self, id_: str, name: str, link: Link) -> None:
         if link.node not in self.graph.nodes:
-            self.fault(id_, name, f"there is no node {link.node!r}", nearest(link.node, self.graph.nodes))
+            self.fault(id_, name, f"there is no node {quoted(link.node)}", nearest(link.node, self.graph.nodes))
             return
         self.dag.add_edge(link.node, id_)
         source = self.types.get(link.node)
@@ -125,11 +159,17 @@ class _Checker:
         elif isinstance(link.output, int) and 0 <= link.output < len(outputs):
             self.links[id_][name] = Value(link.node, link.output)
         else:
-            what = f"{link.node!r} ({source.name}) has no output {link.output!r}"
+            what = f"{quoted(link.node)} ({source.name}) has no output {_shown(link.output)}"
             have = ", ".join(f"{n} {o!r}" for n, o in enumerate(outputs))
             self.fault(id_, name, what, f"its outputs: {have}" if have else "it has no outputs")
 
     def check_cycles(self) -> None:
+        try:
+            self.order = list(nx.topological_sort(self.dag))
+        except nx.NetworkXUnfeasible:
+            self._tell_cycles()
+
+    def _tell_cycles(self) -> None:
         order = {id_: n for n, id_ in enumerate(self.graph.nodes)}
         for component in nx.strongly_connected_components(self.dag):
             first = min(component, key=order.__getitem__)
@@ -140,8 +180,7 @@ class _Checker:
             self.fault(first, "", f"a cycle: {path}", "remove one of these links; a changed model is its step's output")
 
     def check_link_types(self) -> None:
-        acyclic = nx.is_directed_acyclic_graph(self.dag)
-        for id_ in nx.topological_sort(self.dag) if acyclic else self.graph.nodes:
+        for id_ in self.order:
             if id_ not in self.types:
                 continue
             for name, value in self.links[id_].items():  # a type variable is left where a fault upstream was told
@@ -169,6 +208,19 @@ class _Checker:
         for extra in streams[1:]:
             what = f"a second stream: {streams[0]!r} ({self.types[streams[0]].name}) is one already"
             self.fault(extra, "", what, "a graph has one stream; read other data as a setup value")
+
+
+def _shown(output: int | str) -> str:
+    return quoted(output) if isinstance(output, str) else str(output)[:100]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The strings that a literal is or holds."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, tuple, Mapping)):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(inner)
 
 
 def _suggest(checker: _Checker, input_: Input) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -15,9 +14,7 @@ from sr_pipeline import __version__
 
 if TYPE_CHECKING:
     from sr_pipeline.errors import PipelineError
-    from sr_pipeline.graph import Graph
     from sr_pipeline.plan import Plan
-    from sr_pipeline.registry import Registry
 
 app = typer.Typer(
     help="Train and run image super-resolution as graphs of typed nodes.",
@@ -28,6 +25,13 @@ app = typer.Typer(
 )
 
 GraphArgument = Annotated[str, typer.Argument(help="A graph file, or the name of a shipped graph.", show_default=False)]
+AllowOption = Annotated[
+    Optional[list[Path]],
+    typer.Option(
+        metavar="DIR",
+        help="Let a picture's graph read this folder beside the current one; a graph file then has that limit too.",
+    ),
+]
 PackOption = Annotated[
     Optional[list[str]], typer.Option("--pack", metavar="PACK", help="More nodes: a module, or a .py file.")
 ]
@@ -48,46 +52,83 @@ def _common(version: Annotated[bool, typer.Option("--version", help="Print the v
 
 @app.command()
 def run(
-    graph: GraphArgument,
+    context: typer.Context,
+    graph: Annotated[
+        str,
+        typer.Argument(help="A graph file, the name of a shipped graph, or a run's folder: again.", show_default=False),
+    ],
     settings: SetOption = None,
     steps: Annotated[Optional[int], typer.Option(help="The total number of steps, on --resume too.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[str, typer.Option(help="fp32, tf32, bf16 or auto.")] = "fp32",
+    memory_format: Annotated[str, typer.Option(help="contiguous, channels_last or auto.")] = "auto",
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic/--no-deterministic", help="The same bits each time on this machine.")
+    ] = False,
+    threads: Annotated[Optional[int], typer.Option(help="Of the CPU; by default as many as there are cores.")] = None,
     seed: Annotated[Optional[int], typer.Option(help="Of everything random; 0 by default.")] = None,
     run_dir: Annotated[Optional[Path], typer.Option(help="The run's folder.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last state, by the folder's graph.")] = False,
+    allow_changed: Annotated[
+        bool, typer.Option("--allow-changed", help="Resume though the graph was changed: with what of the state fits.")
+    ] = False,
     only: OnlyOption = None,
     checkpoint_every: Annotated[
         Optional[int], typer.Option(min=1, help="Steps between checkpoints; by default one each five minutes.")
     ] = None,
+    best: Annotated[
+        Optional[str],
+        typer.Option(metavar="METRIC[:max|min]", help="Keep the best state too, by a name of metrics.csv."),
+    ] = None,
+    on_nan: Annotated[
+        str, typer.Option(help="After a step that is not finite: stop, skip (leave it out), back (to the last state).")
+    ] = "stop",
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Scalars for TensorBoard too.")] = False,
+    allow_folder: AllowOption = None,
     pack: PackOption = None,
 ) -> None:
     """Run a graph: train, or whatever its nodes do. Ctrl-C finishes the step, saves, and exits with 130."""
+    from sr_pipeline.again import Again
     from sr_pipeline.console import console_for
+    from sr_pipeline.loading import to_run
+    from sr_pipeline.registry import load_packs
     from sr_pipeline.run import run as run_graph
     from sr_pipeline.signals import stop_on_signals
 
-    registry, loaded, run_dir = _load_run(graph, settings, pack, run_dir, resume)
-    with console_for(sys.stdout) as console, stop_on_signals() as caught:
+    again = Again(named=run_dir is not None, resumes=resume)
+    registry = load_packs(pack or ())
+    order = to_run(graph, registry, settings or (), allow_folder or (), run_dir, resume)
+    for warning in order.warnings:
+        typer.echo(f"warning: {warning}; the bits may be others", err=True)
+    options: dict[str, Any] = {
+        "steps": steps,
+        "device": device,
+        "precision": precision,
+        "memory_format": memory_format,
+        "deterministic": deterministic,
+        "threads": threads,
+        "seed": seed,
+        "only": only,
+        "checkpoint_every": checkpoint_every,
+        "best": best,
+        "on_nan": on_nan,
+        "tensorboard": tensorboard,
+    }
+    given = {name for name in options if _is_given(context, name)}
+    options |= {name: value for name, value in order.settings.items() if name not in given}
+    with stop_on_signals() as caught, console_for(sys.stdout) as console, again:
         result = run_graph(
-            loaded,
+            order.graph,
             registry=registry,
-            steps=steps,
-            device=device,
-            seed=seed,
-            run_dir=run_dir,
+            run_dir=order.run_dir,
             resume=resume,
-            only=only,
-            checkpoint_every=checkpoint_every,
-            tensorboard=tensorboard,
-            sinks=[console],
+            allow_changed=allow_changed,
+            **options,
+            sinks=[console, again],
             stop=lambda: bool(caught),
         )
     if result.interrupted:
-        options = [word for p in pack or () for word in ("--pack", p)] + (["--only", only] if only else [])
-        again = ["sr-pipeline", "run", graph, "--run-dir", str(result.run_dir), "--resume", *options]
-        saved = any(result.run_dir.glob("checkpoints/*"))
-        typer.echo(f"go on with: {shlex.join(again)}" if saved else "there was no state to save")
+        typer.echo(again.command() or "there was no state to save")
         raise typer.Exit(128 + caught[0])
     typer.echo(f"run folder: {result.run_dir}")
 
@@ -95,18 +136,19 @@ def run(
 @app.command()
 def validate(
     graphs: Annotated[list[str], typer.Argument(metavar="GRAPH...", help="Graph files or names of shipped graphs.")],
+    allow_folder: AllowOption = None,
     pack: PackOption = None,
 ) -> None:
     """Check graphs, and report all faults of all of them."""
     from sr_pipeline.errors import GraphError
+    from sr_pipeline.loading import load
     from sr_pipeline.plan import compile_plan
     from sr_pipeline.registry import load_packs
-    from sr_pipeline.shipped import find_graph
 
     registry, faulty = load_packs(pack or ()), False
     for name in graphs:
         try:
-            plan = compile_plan(find_graph(name), registry)
+            plan = compile_plan(load(name, registry, folders=allow_folder or ()), registry)
         except GraphError as error:
             _print_error(error)
             faulty = True
@@ -125,12 +167,16 @@ def plan(
     only: OnlyOption = None,
     as_json: JsonOption = False,
     mermaid: Annotated[bool, typer.Option("--mermaid", help="Print a Mermaid flowchart.")] = False,
+    allow_folder: AllowOption = None,
     pack: PackOption = None,
 ) -> None:
     """Show what a graph compiles to: phases, order, what changes what, gradients."""
     from sr_pipeline import plan as plans
+    from sr_pipeline.loading import load
+    from sr_pipeline.registry import load_packs
 
-    registry, loaded = _load(graph, settings, pack)
+    registry = load_packs(pack or ())
+    loaded = load(graph, registry, settings or (), allow_folder or ())
     compiled = plans.compile_plan(loaded, registry, only)
     if mermaid:
         typer.echo(plans.mermaid(compiled), nl=False)
@@ -177,9 +223,74 @@ def schema(pack: PackOption = None) -> None:
     typer.echo(json.dumps(json_schema(load_packs(pack or ())), indent=2))
 
 
+@app.command()
+def serve(
+    host: Annotated[
+        str, typer.Option(help="The address; any but loopback asks each request for a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 is a free one.")] = 8188,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open the editor in a browser.")] = False,
+    folder: Annotated[Path, typer.Option(help="Works in it: runs/, input/ (uploads), user/ (workflows).")] = Path(),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    token: Annotated[
+        Optional[str], typer.Option(help="What each request must bring.", envvar="SR_PIPELINE_TOKEN")
+    ] = None,
+    allow_host: Annotated[
+        Optional[list[str]], typer.Option(metavar="NAME", help="A name by which the server may be called.")
+    ] = None,
+    pack: PackOption = None,
+) -> None:
+    """Serve ComfyUI's graph editor and its protocol: graphs run here, one after another, and are watched there."""
+    _serve(
+        host,
+        port,
+        folder=folder,
+        device=device,
+        packs=pack or (),
+        token=token,
+        hosts=allow_host or (),
+        browser=open_browser,
+    )
+
+
+@app.command(name="open")
+def open_(
+    graph: GraphArgument,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Where the server is, or is started.")] = 8188,
+    folder: Annotated[Path, typer.Option(help="Where a server that is started works.")] = Path(),
+    pack: PackOption = None,
+) -> None:
+    """Show a graph in the editor: by the server that runs on this machine, or by one that is started."""
+    import webbrowser
+
+    from sr_pipeline.server.opening import give, keep, workflow_to_open
+
+    name, workflow = workflow_to_open(graph, pack or ())
+    address, query = f"http://127.0.0.1:{port}/", f"template={name}"
+    if give(address, name, workflow):
+        typer.echo(f"{address}?{query}")
+        webbrowser.open(f"{address}?{query}")
+    else:
+        keep(folder, name, workflow)
+        _serve("127.0.0.1", port, folder=folder, packs=pack or (), browser=True, query=query)
+
+
+def _serve(host: str, port: int, **options: Any) -> None:
+    from sr_pipeline.errors import UsageError
+
+    try:
+        from sr_pipeline.server.serve import serve as serve_graphs
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("sr_pipeline"):
+            raise
+        what = f"the package {error.name} is missing"
+        raise UsageError("serve", what, "pip install 'sr-pipeline[server,ui]'") from None
+    serve_graphs(host, port, **options, say=typer.echo)
+
+
 def main() -> None:
     """The command: exit codes are 0 done, 1 failed, 2 bad graph or arguments, 130 interrupted."""
-    from sr_pipeline.errors import CheckpointError, NodeRunError, PipelineError
+    from sr_pipeline.errors import NodeRunError, PipelineError, RunFolderError
     from sr_pipeline.packcommands import add_pack_commands
 
     # Threads that wait asleep. Those that spin, OpenMP's default, make a step ten times slower where another program
@@ -194,34 +305,17 @@ def main() -> None:
         sys.exit(130)
     except PipelineError as error:
         _print_error(error)
-        sys.exit(1 if isinstance(error, (NodeRunError, CheckpointError)) else 2)
+        sys.exit(1 if isinstance(error, (NodeRunError, RunFolderError)) else 2)
 
 
-def _load(graph: str, settings: list[str] | None, pack: list[str] | None) -> tuple[Registry, Graph]:
-    from sr_pipeline.check import with_settings
-    from sr_pipeline.registry import load_packs
-    from sr_pipeline.shipped import find_graph
-
-    loaded = find_graph(graph)
-    registry = load_packs(pack or ())
-    return registry, with_settings(loaded, registry, settings or ())
-
-
-def _load_run(
-    graph: str, settings: list[str] | None, pack: list[str] | None, run_dir: Path | None, resume: bool
-) -> tuple[Registry, Graph, Path | None]:
-    """What to run, and where. A resumed run goes on with the graph of its folder, and any new settings on top."""
-    from sr_pipeline.folder import find_folder
-    from sr_pipeline.shipped import find_graph
-
-    if resume:
-        folder = find_folder(run_dir, find_graph(graph))
-        run_dir, graph = folder.path, str(folder.graph)
-    return *_load(graph, settings, pack), run_dir
+def _is_given(context: typer.Context, option: str) -> bool:
+    source = context.get_parameter_source(option)
+    return source is not None and source.name != "DEFAULT"
 
 
 def _print_error(error: PipelineError) -> None:
-    typer.secho(str(error), fg="red", err=True)
+    notes: list[str] = getattr(error, "__notes__", [])
+    typer.secho("\n".join([str(error), *notes]), fg="red", err=True)
 
 
 def _plan_text(compiled: Plan) -> str:

@@ -84,7 +84,7 @@ class Tracker:
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, RunStarted):
-            self.title = f"{event.graph}  on {event.device}  seed {event.seed}  into {event.run_dir}"
+            self.title = f"{event.graph}  on {event.device} ({event.mode})  seed {event.seed}  into {event.run_dir}"
         elif isinstance(event, NodeStarted):
             self.doing = f"{event.phase}: {event.node}"
         elif isinstance(event, NodeProgress):

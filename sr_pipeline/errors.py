@@ -43,12 +43,51 @@ class NodeRunError(PipelineError):
     """A node failed while it ran; ``__cause__`` is the exception it raised."""
 
 
-class CheckpointError(PipelineError):
-    """A saved state is missing, damaged, or of another graph."""
+class NotFiniteError(NodeRunError):
+    """A loss, a gradient or a weight is NaN or infinite; it names the node where that began."""
+
+
+class RunFolderError(PipelineError):
+    """A file of the run's folder cannot be written: the disk is full, for one."""
+
+
+class CheckpointError(RunFolderError):
+    """A state cannot be saved, or a saved one is missing, damaged, or of another graph."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint that cannot be read, or is not as it was written."""
 
 
 class UsageError(PipelineError):
     """An argument of a command or of ``run`` that cannot be used."""
+
+
+MAX_FAULTS = 100
+"""Faults told of one graph. Beyond, it is none, and telling them takes longer than reading it."""
+
+
+class Faults(list[Fault]):
+    """The faults of a graph, as they are found.
+
+    Raises:
+        GraphError: these are enough.
+    """
+
+    def append(self, fault: Fault) -> None:
+        super().append(fault)
+        if len(self) == MAX_FAULTS:
+            raise GraphError([*self, Fault(fault.where, "and more: this is no graph", "mend these first")])
+
+
+def quoted(text: str) -> str:
+    """A name from a file in quotes, cut short where nobody would read it.
+
+    >>> quoted("scale"), len(quoted("a" * 1000))
+    ("'scale'", 100)
+    """
+    shown = repr(text[:100])
+    return shown if len(text) < 99 and len(shown) <= 100 else f"{shown[:97]}..."
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -62,7 +101,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     'there is none'
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6) if len(name) < 100 else []
     if close:
         return f"did you mean {close[0]!r}?"
     if not names:

@@ -1,13 +1,11 @@
-"""What a run tells: typed events, and the sinks that keep them in files."""
+"""What a run tells: typed events, and the channel that carries them."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,8 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sr_pipeline.errors import UsageError
-from sr_pipeline.files import written_beside
+from sr_pipeline.errors import RunFolderError
 from sr_pipeline.sockets import Reporter
 
 
@@ -40,6 +37,7 @@ class RunStarted(Event):
     seed: int
     device: str
     nodes: int
+    mode: str = "fp32, contiguous"
     world_size: int = 1
 
 
@@ -108,9 +106,12 @@ class Saved(Event):
 
 @dataclass(frozen=True)
 class Failed(Event):
+    """The run failed; it can be resumed from the state after a step, if one was saved."""
+
     type: ClassVar[str] = "error"
     where: str
     text: str
+    resume_from: int | None = None
 
 
 @dataclass(frozen=True)
@@ -126,82 +127,6 @@ class Done(Event):
 Sink = Callable[[Event], None]
 
 
-class JsonLines:
-    """All events but the ticking ones, a JSON object a line with its time."""
-
-    def __init__(self, path: Path) -> None:
-        self.file = path.open("a", encoding="utf-8")
-
-    def __call__(self, event: Event) -> None:
-        if not isinstance(event, (Progress, NodeProgress)):
-            self.file.write(json.dumps({**event.to_dict(), "time": round(time.time(), 3)}) + "\n")
-            self.file.flush()
-
-    def close(self) -> None:
-        self.file.close()
-
-
-class MetricsCsv:
-    """Scalars as rows ``step,name,value``.
-
-    When the run says that it was resumed, rows of later steps are dropped, because it does those steps again; what it
-    tells again of before (setup, or the end of a run that had ended) is there already, and is not written twice.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._open(read_metrics(path))
-
-    def _open(self, rows: list[tuple[int, str, float]]) -> None:
-        with written_beside(self.path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file).writerows([("step", "name", "value"), *rows])
-        self.known = {(step, name) for step, name, _ in rows}
-        self.file = self.path.open("a", encoding="utf-8", newline="")
-        self.writer = csv.writer(self.file)
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, Resumed):
-            self.file.close()
-            self._open([row for row in read_metrics(self.path) if row[0] <= event.step])
-        elif isinstance(event, Scalar) and (event.step, event.name) not in self.known:
-            self.writer.writerow((event.step, event.name, repr(event.value)))
-            self.file.flush()
-
-    def close(self) -> None:
-        self.file.close()
-
-
-def read_metrics(path: Path) -> list[tuple[int, str, float]]:
-    """The rows of a metrics.csv; none where there is no file. A row cut short by a kill has no line end: left out."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as file:
-        text = file.read()
-    rows = csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline=""))
-    next(rows, None)
-    return [(int(step), name, float(value)) for step, name, value in rows]
-
-
-class TensorBoard:
-    """Scalars for TensorBoard (optional extra ``tensorboard``)."""
-
-    def __init__(self, folder: Path) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UsageError(
-                "--tensorboard", "the package tensorboard is missing", "pip install 'sr-pipeline[tensorboard]'"
-            ) from None
-        self.writer = SummaryWriter(str(folder))
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, Scalar):
-            self.writer.add_scalar(event.name, event.value, event.step)
-
-    def close(self) -> None:
-        self.writer.close()
-
-
 @dataclass
 class Channel:
     """Carries a run's events to its sinks, and its scalars in bundles: a tensor is read with those that wait with it,
@@ -214,8 +139,33 @@ class Channel:
     warned: set[str] = field(default_factory=set)
 
     def emit(self, event: Event) -> None:
+        """Tell all sinks.
+
+        Raises:
+            RunFolderError: a file could not be written; the other sinks were told.
+        """
+        failed: RunFolderError | None = None
         for sink in self.sinks:
-            sink(event)
+            try:
+                sink(event)
+            except RunFolderError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
+
+    def holds(self, name: str) -> bool:
+        """Whether a scalar of this name waits."""
+        return any(waiting == name for _, waiting, _ in self.waiting)
+
+    @contextmanager
+    def muted(self) -> Iterator[None]:
+        """Inside, nothing is told: the steps that run there were told before."""
+        kept = self.sinks, self.waiting, self.warned.copy()
+        self.sinks, self.waiting = (), []
+        try:
+            yield
+        finally:
+            self.sinks, self.waiting, self.warned = kept
 
     def scalar(self, name: str, value: float | Tensor) -> None:
         """Keep a scalar of the current step until the next flush, as it is now: its tensor may be changed in place."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sr_pipeline.errors import NodeRunError, PipelineError
 from sr_pipeline.events import Channel, NodeReporter, NodeStarted
 from sr_pipeline.plan import Op, Plan
 from sr_pipeline.plan.cadence import ALWAYS, Demand, fires
+from sr_pipeline.precision import Mode, as_float32
 from sr_pipeline.sockets import SeedSource
 
 
@@ -27,9 +29,10 @@ class Context:
     seed: int
     device: torch.device
     channel: Channel
+    mode: Mode = field(default_factory=Mode)
 
 
-@dataclass
+@dataclass(slots=True)
 class Bound:
     """An op with everything that is the same at each call."""
 
@@ -51,6 +54,10 @@ class Bound:
         return found
 
 
+Around = Callable[[Op, dict[str, Any], Callable[[dict[str, Any]], Any]], Any]
+"""Called in a node's place with its op, its arguments, and what runs it."""
+
+
 @dataclass
 class Executor:
     """The values of one run, and the calls that make them."""
@@ -60,11 +67,16 @@ class Executor:
     cache: Any = None
     values: list[Any] = field(default_factory=list)
     reducers: dict[str, Any] = field(default_factory=dict)
+    around: dict[str, Around] = field(default_factory=dict)
+    """By node: what is called in its place."""
 
     def __post_init__(self) -> None:
         self.values = [None] * len(self.plan.slots)
+        self._mixed = self.context.mode.precision == "bf16"
         self._steps = [self._bind(op) for op in self.plan.steps if op.type.kind != "stream"]
         self._stream = next((self._bind(op) for op in self.plan.steps if op.type.kind == "stream"), None)
+        self._set_up = False
+        self._at = -1
 
     def setup(self, stop: Callable[[], bool] = lambda: False) -> bool:
         """Run the nodes that run once before the steps, and free what no step trains of gradients.
@@ -84,9 +96,11 @@ class Executor:
                 self._store(op, self._cached(op, keys.get(op.node)))
             self._drop(op)
         torch.set_grad_enabled(False)
+        self.context.mode.lay_out(self.values)
         for name in self.plan.untrained:
             self.values[{**self.plan.state, **self.plan.unchanged}[name]].requires_grad_(False)
         self.reducers |= {name: self.plan.wiring.types[name].function() for name in self.plan.reducers}
+        self._set_up = True
         return True
 
     def _cached(self, op: Op, key: str | None) -> Any:
@@ -96,7 +110,7 @@ class Executor:
             self.cache[key] = self._call(self._bind(op), 0)
         return self.cache[key]
 
-    def stream(self, start: int) -> Iterator[Any]:
+    def stream(self, start: int) -> Generator[Any, None, None]:
         """The items from position ``start`` on; an error in it names its node.
 
         A stream that takes no ``Start`` begins anew: its first items are passed over.
@@ -116,19 +130,34 @@ class Executor:
         except Exception as error:
             raise self._failure(bound, position) from error
 
-    def step(self, item: Any, step: int, last: bool) -> None:
-        """Run one step on an item of the stream."""
+    def step(self, item: Any, step: int, last: bool, only: Collection[str] | None = None) -> None:
+        """Run one step on an item of the stream: all nodes that are due, or those of ``only`` among them."""
         assert self._stream is not None
         self._store(self._stream.op, item)
+        with self.context.mode.rounded_once(self.context.device):
+            self._run_due(step, last, only)
+        self._at = -1
+        torch.set_grad_enabled(False)
+
+    def _run_due(self, step: int, last: bool, only: Collection[str] | None) -> None:
         fired: dict[Demand, bool] = {ALWAYS: True}
-        for bound in self._steps:
+        for number, bound in enumerate(self._steps):
+            self._at = number
             demand = bound.op.demand
             if demand not in fired:
                 fired[demand] = fires(demand, step, last)
-            if fired[demand]:
+            if fired[demand] and (only is None or bound.op.node in only):
                 self._store(bound.op, self._call(bound, step))
             self._drop(bound.op)
-        torch.set_grad_enabled(False)
+
+    def is_sound(self) -> bool:
+        """Whether the state is that of a step's end, also after an error: nothing reached can have changed it."""
+        return self._set_up and not any(self._changes(bound.op) for bound in self._steps[: self._at + 1])
+
+    def _changes(self, op: Op) -> bool:
+        modules = [value for _, slot in op.links if isinstance(value := self.values[slot], nn.Module)]
+        buffers = op.training and any(next(module.buffers(), None) is not None for module in modules)
+        return buffers or bool(op.type.mutations) or op.type.kind == "reducer"
 
     def finish(self, step: int) -> None:
         """Close the reducers, and run what depends on them."""
@@ -186,21 +215,39 @@ class Executor:
         try:
             if bound.op.frozen:
                 with _without_gradients(arguments[name] for name in bound.op.frozen):
-                    return bound.function(**arguments)
-            return bound.function(**arguments)
+                    return self._run(bound, arguments)
+            return self._run(bound, arguments)
         except PipelineError:
             raise
         except Exception as error:
             raise self._failure(bound, step, arguments) from error
 
+    def _run(self, bound: Bound, arguments: dict[str, Any]) -> Any:
+        around = self.around.get(bound.op.node)
+        return around(bound.op, arguments, partial(self._compute, bound)) if around else self._compute(bound, arguments)
+
+    def _compute(self, bound: Bound, arguments: dict[str, Any]) -> Any:
+        if not self._mixed:
+            return bound.function(**arguments)
+        if bound.op.grad and not bound.op.type.backward:
+            with self.context.mode.autocast(self.context.device):
+                result = as_float32(bound.function(**arguments))
+        else:
+            result = bound.function(**arguments)
+        if bound.op.type.mutations:
+            torch.clear_autocast_cache()
+        return result
+
     def _failure(self, bound: Bound, step: int, arguments: dict[str, Any] | None = None) -> NodeRunError:
         error = sys.exc_info()[1]
         inputs = bound.arguments(self.values, step) if arguments is None else arguments
-        shown = ", ".join(f"{n}={_brief(v)}" for n, v in inputs.items() if n not in bound.op.type.injected)
+        shown = ", ".join(f"{n}={brief(v)}" for n, v in inputs.items() if n not in bound.op.type.injected)
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         where = self.plan.wiring.where(bound.op.node)
         at = f" at step {step + 1}" if bound.op in self.plan.steps else ""
-        return NodeRunError(where, f"{bound.op.type.name} failed{at}: {kind}{error}", shown and f"its inputs: {shown}")
+        what = f"{bound.op.type.name} failed{at}: {kind}{error}"
+        mend = "make the batch, the crops or the tiles smaller; " if _out_of_memory(error) else ""
+        return NodeRunError(where, what, mend + (shown and f"its inputs: {shown}"))
 
     def _store(self, op: Op, result: Any) -> None:
         if op.type.kind == "reducer" and result is None:
@@ -219,6 +266,11 @@ class Executor:
         self.context.channel.emit(NodeStarted(op.node, phase))
 
 
+def _out_of_memory(error: BaseException | None) -> bool:
+    """The host's memory says it in words alone."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
 @contextmanager
 def _without_gradients(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Parameters do not require gradients inside: a forward pass then saves nothing for them."""
@@ -232,7 +284,7 @@ def _without_gradients(modules: Iterable[nn.Module]) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-def _brief(value: Any) -> str:
+def brief(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
     if isinstance(value, nn.Module):

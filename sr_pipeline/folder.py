@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import platform
-from dataclasses import asdict, dataclass
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from sr_pipeline.checkpoint import latest
-from sr_pipeline.errors import UsageError
+from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
+
+from sr_pipeline.errors import RunFolderError, UsageError
+from sr_pipeline.files import remove_parts, written_beside
 from sr_pipeline.graph import Graph
 
 PACKAGES = ("sr-pipeline", "torch", "torchvision", "numpy", "pillow", "safetensors", "networkx", "pydantic")
@@ -42,21 +48,72 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    @property
+    def lock(self) -> Path:
+        return self.path / ".lock"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of ``run`` with which a graph is run again; ``auto`` as what was chosen."""
+
+    seed: int
+    device: str
+    precision: str
+    memory_format: str
+    deterministic: bool
+    threads: int
+    steps: int | None
+    only: str | None
+    checkpoint_every: int | None
+    best: str | None
+    on_nan: str
+    tensorboard: bool
+
 
 @dataclass(frozen=True)
 class Record:
     """What run.json says: with the graph beside it, what is needed to repeat the run."""
 
-    seed: int
-    device: str
-    threads: int
+    settings: Settings
+    folders: tuple[str, ...] | None
+    """Those that the graph may read, where it is from elsewhere."""
+    started_in: str
     python: str
     machine: str
     versions: dict[str, str]
 
 
-def record_of(seed: int, device: str, threads: int) -> Record:
-    return Record(seed, device, threads, platform.python_version(), platform.machine(), _versions())
+def record_of(settings: Settings, graph: Graph) -> Record:
+    folders = None if graph.folders is None else tuple(map(str, graph.folders))
+    system = platform.python_version(), f"{platform.system()} {platform.machine()}"
+    return Record(settings, folders, str(Path.cwd()), *system, _versions())
+
+
+def recorded_graph(folder: RunFolder) -> Graph:
+    """The graph of a run, which may read what it might then.
+
+    Raises:
+        GraphError: it is damaged.
+        UsageError: run.json is.
+    """
+    graph, folders = Graph.load(folder.graph), read_record(folder).folders
+    return graph if folders is None else replace(graph, folders=tuple(map(Path, folders)))
+
+
+def differences(record: Record) -> list[str]:
+    """What is not as it was in a run, so that its bits may not be the same."""
+    now = {"python": platform.python_version(), **_versions()}
+    then = {"python": record.python, **record.versions}
+    found = [
+        f"{n} was {then.get(n, 'absent')} and is {now.get(n, 'absent')}"
+        for n in then | now
+        if then.get(n) != now.get(n)
+    ]
+    machine = f"{platform.system()} {platform.machine()}"
+    found += [f"the machine was {record.machine} and is {machine}"] if record.machine != machine else []
+    started = f"it was started in {record.started_in}, which its relative paths are of"
+    return [*found, *([started] if Path(record.started_in) != Path.cwd() else [])]
 
 
 def _versions() -> dict[str, str]:
@@ -76,16 +133,11 @@ def new_folder(path: Path | None, graph: Graph) -> RunFolder:
         UsageError: it holds a run already, or cannot be made.
     """
     if path is None:
-        stem = f"{Path(graph.source).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+        stem = f"{_stem(graph)}-{datetime.now():%Y%m%d-%H%M%S}"
         names = (stem if n == 1 else f"{stem}-{n}" for n in range(1, 1000))
         path = next(p for p in (Path("runs") / name for name in names) if not p.exists())
     folder = RunFolder(path)
-    if folder.record.exists():
-        if latest(folder.checkpoints) is None:
-            raise UsageError(f"--run-dir {path}", "holds a run that saved no state", "remove it or give another folder")
-        raise UsageError(
-            f"--run-dir {path}", "holds a run already", "give another folder, or --resume to go on with it"
-        )
+    _refuse_used(folder)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -93,26 +145,73 @@ def new_folder(path: Path | None, graph: Graph) -> RunFolder:
     return folder
 
 
+def _stem(graph: Graph) -> str:
+    """The graph's name; of one in a run's folder that of the run, without its time."""
+    path = Path(graph.source)
+    if path.name != "graph.json" or not RunFolder(path.parent).record.is_file():
+        return path.stem
+    return re.sub(r"-\d{8}-\d{6}(-\d+)?$", "", path.parent.name) or path.stem
+
+
+def _refuse_used(folder: RunFolder) -> None:
+    if folder.record.exists():
+        fix = "give another folder, or --resume to go on with it"
+        raise UsageError(f"--run-dir {folder.path}", "holds a run already", fix)
+
+
+@contextmanager
+def locked(folder: RunFolder, new: bool) -> Iterator[None]:
+    """Keep a folder to one run. The lock is the system's, so a process that is killed leaves none.
+
+    Raises:
+        UsageError: another run is in it, or, for a new run, has been.
+    """
+    lock = FileLock(folder.lock, timeout=0)
+    where = f"--run-dir {folder.path}"
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UsageError(where, "another run is in it", "wait for its end, or give another folder") from None
+    except OSError as error:
+        raise UsageError(where, f"cannot be written: {error.strerror}", "give another folder") from None
+    try:
+        if new:
+            _refuse_used(folder)
+        remove_parts(folder.path)
+        remove_parts(folder.checkpoints)
+        yield
+    finally:
+        lock.release()
+
+
 def find_folder(path: Path | None, graph: Graph) -> RunFolder:
     """The folder of the run to resume: the given one, or the newest of this graph under ``runs/``.
 
     Raises:
-        UsageError: there is none with a checkpoint.
+        UsageError: there is none.
     """
     stem = Path(graph.source).stem
     known = sorted(Path("runs").glob(f"{stem}-[0-9]*"), key=lambda p: p.stat().st_mtime) if path is None else [path]
     for candidate in reversed(known):
-        if latest(candidate / "checkpoints") is not None and (candidate / "run.json").is_file():
+        if RunFolder(candidate).record.is_file():
             return RunFolder(candidate)
     where = f"--run-dir {path}" if path else f"--resume: runs/{stem}-*"
-    raise UsageError(
-        where, "there is no checkpoint to resume from", "give the folder of a run, or run without --resume"
-    )
+    raise UsageError(where, "there is no run to resume", "give the folder of a run, or run without --resume")
 
 
 def write_record(folder: RunFolder, graph: Graph, record: Record) -> None:
-    graph.save(folder.graph)
-    folder.record.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
+    """Write graph.json, then run.json, each whole or not at all.
+
+    Raises:
+        RunFolderError: the disk is full, for one.
+    """
+    try:
+        with written_beside(folder.graph) as beside:
+            graph.save(beside)
+        with written_beside(folder.record) as beside:
+            beside.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise RunFolderError(str(folder.path), f"cannot be written: {error.strerror}", "make room") from error
 
 
 def read_record(folder: RunFolder) -> Record:
@@ -122,6 +221,7 @@ def read_record(folder: RunFolder) -> Record:
         UsageError: it is damaged.
     """
     try:
-        return Record(**json.loads(folder.record.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UsageError(str(folder.record), f"cannot be read: {error}", "start a new run") from None
+        return TypeAdapter(Record).validate_json(folder.record.read_bytes(), strict=True)
+    except (OSError, ValueError) as error:
+        what = " ".join(str(error).split())[:300]
+        raise UsageError(str(folder.record), f"cannot be read: {what}", "start a new run") from None

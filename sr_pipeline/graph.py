@@ -7,19 +7,26 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from typing import Any, BinaryIO, NamedTuple, NoReturn, Protocol
 
-from sr_pipeline.errors import Fault, GraphError, nearest
+from sr_pipeline.errors import Fault, Faults, GraphError, nearest, quoted
 from sr_pipeline.node import class_type
 from sr_pipeline.pngtext import SIGNATURE, png_text
 
-MAX_BYTES = 32 * 2**20
+MAX_BYTES = 8 * 2**20
+MAX_NODES = 10_000
 MAX_DEPTH = 64
 """Levels of lists and objects in one literal."""
 _WRAP = "__value__"
 _KEYS = ("class_type", "inputs", "_meta")
+
+
+class Editor(Protocol):
+    """Reads a workflow of ComfyUI's editor, under the name of its source."""
+
+    def __call__(self, workflow: dict[str, Any], source: str, /) -> Graph: ...
 
 
 class Link(NamedTuple):
@@ -71,10 +78,15 @@ class Graph:
 
     nodes: dict[str, Entry] = field(default_factory=dict)
     source: str = field(default="graph", compare=False)
+    folders: tuple[Path, ...] | None = field(default=None, compare=False)
+    """The folders that a graph from elsewhere may read; None for one that its user chose, which may read anywhere."""
 
     @classmethod
-    def load(cls, path: str | Path) -> Graph:
-        """Read a graph file, or the graph that a PNG carries: its text ``prompt``, as ComfyUI writes it.
+    def load(cls, path: str | Path, editor: Editor | None = None) -> Graph:
+        """Read a graph file, or the graph in a PNG as ComfyUI writes it: its text ``prompt``, or else ``workflow``.
+
+        A workflow of ComfyUI's editor is read by ``editor``, and refused without one. Who chose a picture did not
+        choose what is written in it: such a graph reads only from the current folder.
 
         Raises:
             GraphError: it is no file, too large, no JSON, a PNG without a graph, or no graph; with all the faults of
@@ -85,7 +97,7 @@ class Graph:
             with path.open("rb") as file:
                 data = file.read(MAX_BYTES + 1)
                 if data.startswith(SIGNATURE):
-                    return cls.parse(_carried(file, name), name)
+                    return cls.parse(_carried(file, name), name, editor).limited_to()
         except FileNotFoundError:
             _refuse(name, "no such file", "give the path of a graph file or the name of a shipped graph")
         except IsADirectoryError:
@@ -98,23 +110,27 @@ class Graph:
             text = data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             _refuse(name, f"not UTF-8 text (byte {error.start})", "a graph is a JSON file")
-        return cls.parse(text, name)
+        return cls.parse(text, name, editor)
 
     @classmethod
-    def parse(cls, text: str, source: str = "graph") -> Graph:
-        """Read a graph from JSON text.
+    def parse(cls, text: str, source: str = "graph", editor: Editor | None = None) -> Graph:
+        """Read a graph from JSON text; ``editor`` as in ``load``.
 
         Raises:
             GraphError: as ``load``.
         """
-        faults: list[Fault] = []
+        faults = Faults()
         content = _read_json(text, source)
         if not isinstance(content, dict):
             _refuse(source, f"found {_kind(content)} at the top", "a graph is an object of nodes by id")
         if isinstance(content.get("nodes"), list) and "links" in content:
+            if editor:
+                return editor(content, source)
             _refuse(source, "this is a workflow of ComfyUI's editor", "export it with Save (API Format)")
         if not content:
             _refuse(source, "the graph is empty", "add a node")
+        if len(content) > MAX_NODES:
+            _refuse(source, f"found {len(content)} nodes", f"a graph has at most {MAX_NODES}")
         _check_repeats(source, content, faults)
         nodes = {id_: _read_entry(source, id_, entry, faults) for id_, entry in content.items()}
         if faults:
@@ -128,6 +144,10 @@ class Graph:
 
     def save(self, path: str | Path) -> None:
         Path(path).write_text(self.to_json(), encoding="utf-8")
+
+    def limited_to(self, *folders: Path) -> Graph:
+        """This graph as one from elsewhere: it may read from these folders beside the current one and those before."""
+        return replace(self, folders=(*(self.folders or (Path.cwd(),)), *folders))
 
     def copy(self) -> Graph:
         return copy.deepcopy(self)
@@ -156,7 +176,7 @@ class Graph:
 
 
 def _place(source: str, node: str, input_: str = "") -> str:
-    parts = [part if part.isprintable() else repr(part) for part in (node or "''", input_) if part]
+    parts = [part if part.isprintable() and len(part) < 99 else quoted(part) for part in (node or "''", input_) if part]
     return f"{source}: {'.'.join(parts)}"
 
 
@@ -167,7 +187,8 @@ def _refuse(where: str, what: str, fix: str) -> NoReturn:
 def _carried(file: BinaryIO, name: str) -> str:
     """The graph's text in a PNG."""
     try:
-        text = png_text(file, "prompt", MAX_BYTES)
+        texts = (png_text(file, keyword, MAX_BYTES) for keyword in ("prompt", "workflow"))
+        text = next((text for text in texts if text is not None), None)
     except ValueError as error:
         _refuse(name, f"this PNG's graph cannot be read: {error}", "give the picture as it was written")
     if text is None:
@@ -213,12 +234,13 @@ def _read_json(text: str, source: str) -> Any:
         _refuse(source, "nested too deeply", "a graph is an object of nodes by id")
 
 
-def _check_repeats(where: str, content: Any, faults: list[Fault]) -> None:
+def _check_repeats(where: str, content: Any, faults: Faults) -> None:
     if isinstance(content, _Repeating):
-        faults += [Fault(where, f"the key {k!r} is there twice", "rename or remove one") for k in content.repeated]
+        for key in content.repeated:
+            faults.append(Fault(where, f"the key {quoted(key)} is there twice", "rename or remove one"))
 
 
-def _check_literal(where: str, value: Any, faults: list[Fault], depth: int = 0) -> None:
+def _check_literal(where: str, value: Any, faults: Faults, depth: int = 0) -> None:
     if depth > MAX_DEPTH:
         faults.append(Fault(where, "nested too deeply", f"at most {MAX_DEPTH} levels are read"))
         return
@@ -230,7 +252,7 @@ def _check_literal(where: str, value: Any, faults: list[Fault], depth: int = 0) 
         _check_literal(where, child, faults, depth + 1)
 
 
-def _read_entry(source: str, id_: str, entry: Any, faults: list[Fault]) -> Entry:
+def _read_entry(source: str, id_: str, entry: Any, faults: Faults) -> Entry:
     where = _place(source, id_)
     if not isinstance(entry, dict):
         faults.append(Fault(where, f"found {_kind(entry)}", 'a node is {"class_type": ..., "inputs": {...}}'))
@@ -239,7 +261,7 @@ def _read_entry(source: str, id_: str, entry: Any, faults: list[Fault]) -> Entry
         faults.append(Fault(where, "a node's id is empty", "give it a word"))
     _check_repeats(where, entry, faults)
     for key in (k for k in entry if k not in _KEYS):
-        faults.append(Fault(where, f"unknown key {key!r}", nearest(key, _KEYS)))
+        faults.append(Fault(where, f"unknown key {quoted(key)}", nearest(key, _KEYS)))
     kind, inputs, meta = entry.get("class_type"), entry.get("inputs", {}), entry.get("_meta", {})
     if not isinstance(kind, str):
         what = "no class_type" if "class_type" not in entry else f"class_type is {_kind(kind)}"
@@ -256,7 +278,7 @@ def _read_entry(source: str, id_: str, entry: Any, faults: list[Fault]) -> Entry
     return Entry(kind if isinstance(kind, str) else "", read, meta)
 
 
-def _read_value(where: str, value: Any, faults: list[Fault]) -> Any:
+def _read_value(where: str, value: Any, faults: Faults) -> Any:
     before = len(faults)
     _check_literal(where, value, faults)
     if len(faults) > before:

@@ -8,6 +8,8 @@ from typing import BinaryIO
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+_MAX_CHUNKS = 1_000_000
+"""Of 8 KiB, as encoders cut them, these hold 8 GiB; a file of nothing but empty ones ends here."""
 
 
 def png_text(file: BinaryIO, keyword: str, limit: int) -> str | None:
@@ -23,7 +25,9 @@ def png_text(file: BinaryIO, keyword: str, limit: int) -> str | None:
     """
     key = keyword.encode("latin-1") + b"\0"
     file.seek(len(SIGNATURE))
-    while len(header := file.read(8)) == 8:
+    for _ in range(_MAX_CHUNKS):
+        if len(header := file.read(8)) < 8:
+            break
         length, kind = struct.unpack(">I4s", header)
         start = file.read(min(length, len(key))) if kind in _TEXTS else b""
         if start != key:

@@ -16,8 +16,7 @@ from typing import Any
 
 from sr_pipeline.errors import NodeDeclarationError, UsageError
 from sr_pipeline.node import NodeType, node_type
-
-PACKS = "sr_pipeline.packs"
+from sr_pipeline.paths import PACKS
 
 
 class Registry(Mapping[str, NodeType]):

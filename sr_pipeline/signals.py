@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -12,14 +14,18 @@ import typer
 
 @contextmanager
 def stop_on_signals() -> Iterator[list[int]]:
-    """The signals caught: the first one asks the run to stop after its step, a second one stops it at once."""
+    """The signals caught: the first one asks the run to stop after its step, a second one ends the process at once.
+
+    Then the contexts inside this one are still left, so that the terminal is as it was; a checkpoint that is being
+    written is not waited for, and the one before stands.
+    """
     caught: list[int] = []
 
     def handle(number: int, _: FrameType | None) -> None:
-        if caught:
+        caught.append(number)
+        if len(caught) > 1:
             typer.echo("stopped at once; the last checkpoint is whole", err=True)
             raise SystemExit(128 + number)
-        caught.append(number)
         typer.echo("finishing what runs, and saving; once more to stop at once", err=True)
 
     before = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
@@ -28,3 +34,6 @@ def stop_on_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if len(caught) > 1:
+            sys.stdout.flush()
+            os._exit(128 + caught[1])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -44,6 +44,11 @@ class _Mark:
     name: str
 
 
+@dataclass(frozen=True)
+class _Path:
+    use: Literal["read", "name", "write"]
+
+
 _MUTATES, _BACKWARD, _EVERY = _Mark("mutates"), _Mark("backward"), _Mark("every")
 
 Mutates = Annotated[T, _MUTATES]
@@ -52,6 +57,13 @@ Backward = Annotated[T, _BACKWARD]
 """``Backward[Loss]``: the node runs a backward pass from this input to the parameters of its ``Mutates[Model]``."""
 Every = Annotated[int, _EVERY, Field(ge=0)]
 """A cadence in steps: the node runs on each n-th step and once after the last; 0 is after the last only."""
+
+InputPath = Annotated[str, _Path("read")]
+"""A file or folder that the node reads, for ``paths.resolve``. A graph from elsewhere may name only some."""
+OutputName = Annotated[str, _Path("name")]
+"""A file or folder that the node writes in the run's folder, for ``paths.inside``."""
+OutputPath = Annotated[str, _Path("write")]
+"""A file or folder that the node writes where its user says. A graph from elsewhere may not set it."""
 
 Model = Annotated[nn.Module, Socket("Model")]
 Optimizer = Annotated[torch.optim.Optimizer, Socket("Optimizer")]
@@ -137,6 +149,8 @@ class SocketType:
     is_json: bool = False
     variable: str | None = None
     """The name of its TypeVar: an output of that variable has the type of what is linked to the input of it."""
+    path: Literal["read", "name", "write"] | None = None
+    """What is done with the paths that its literals are or hold; None where they are no paths."""
 
     def __str__(self) -> str:
         names = ("list" if a.name == "tuple" else a.name for a in self.alternatives)  # JSON has no tuples
@@ -236,7 +250,7 @@ def _python(base: Any) -> type:
     return origin if isinstance(origin, type) else object
 
 
-_JSON_TYPES = (str, int, float, bool, Path, type(None), Enum, BaseModel)
+_JSON_TYPES = (str, int, float, bool, type(None), Enum, BaseModel)  # a path is one of the three strings above
 
 
 def _is_json(member: Any) -> bool:
@@ -287,4 +301,13 @@ def socket_type(annotation: Any) -> SocketType:
         injected=injected[0] if injected else None,
         is_json=any(_is_json(m) and m is not type(None) for m in members),
         variable=base.__name__ if isinstance(base, TypeVar) else None,
+        path=next((mark.use for mark in _marks(annotation) if isinstance(mark, _Path)), None),
     )
+
+
+def _marks(annotation: Any) -> Iterator[Any]:
+    """What stands beside a type, and beside every type inside it."""
+    base, metadata = _split(annotation)
+    yield from metadata
+    for inner in get_args(base) if get_origin(base) is not Literal else ():
+        yield from _marks(inner)

@@ -36,3 +36,8 @@ def test_cuda_run_resumes(registry: Registry, tmp_path: Path) -> None:
     train(registry, tmp_path / "run", "cuda", steps=2)
     weights = train(registry, tmp_path / "run", "cuda", steps=4, resume=True)
     assert all(torch.isfinite(w).all() for w in weights.values())
+
+
+def test_cuda_gives_the_same_bits_when_it_is_asked_to(registry: Registry, tmp_path: Path) -> None:
+    first, second = (train(registry, tmp_path / name, "cuda", steps=5, deterministic=True) for name in "ab")
+    assert all(torch.equal(first[name], second[name]) for name in first)

@@ -9,13 +9,14 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
-from sr_nodes.assets import graphs, resolve
+from sr_nodes.assets import graphs
 from sr_pipeline.check import with_settings
-from sr_pipeline.events import read_metrics
 from sr_pipeline.graph import Graph
+from sr_pipeline.paths import resolve
 from sr_pipeline.plan import compile_plan
 from sr_pipeline.registry import Registry
 from sr_pipeline.run import run
+from sr_pipeline.sinks import read_metrics
 
 GRAPHS = sorted(graphs().glob("*.json"))
 TINY = [

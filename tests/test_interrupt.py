@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sr_pipeline.events import read_metrics
+from sr_pipeline.sinks import read_metrics
 
 SETTINGS = {
     "generator": "blocks=1 channels=4",

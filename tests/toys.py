@@ -6,7 +6,8 @@ import ast
 import copy
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -20,7 +21,8 @@ from sr_pipeline.graph import Graph, Link
 from sr_pipeline.node import node
 from sr_pipeline.plan import Plan, compile_plan
 from sr_pipeline.registry import Registry
-from sr_pipeline.run import Result, run
+from sr_pipeline.run import run
+from sr_pipeline.runner import Result
 from sr_pipeline.sockets import (
     SILENT,
     Backward,
@@ -294,6 +296,12 @@ class MeanOf:
 
 
 @node(output=True)
+def flawed(mean: float) -> None:
+    """Fails after the last step."""
+    raise ArithmeticError("no")
+
+
+@node(output=True)
 def both(mean: float, x: Batch) -> None:
     """An impossible one where x is of each step and the mean of all."""
 
@@ -302,13 +310,13 @@ NODES = [value for value in list(globals().values()) if "__node__" in getattr(va
 REGISTRY = Registry(NODES)
 
 
-def graph(text: str) -> Graph:
+def graph(text: str, types: Registry = REGISTRY) -> Graph:
     """A graph as its wires read: ``y = forward(net, x)`` a line. Names are links, ``step.optimizer`` a named output."""
     made = Graph()
     for line in ast.parse(textwrap.dedent(text)).body:
         assert isinstance(line, ast.Assign), ast.unparse(line)
         assert isinstance(line.value, ast.Call), ast.unparse(line)
-        kind = REGISTRY[ast.unparse(line.value.func)]
+        kind = types[ast.unparse(line.value.func)]
         given = [*zip(kind.inputs, line.value.args, strict=False), *((k.arg, k.value) for k in line.value.keywords)]
         made.add(kind.name, id=ast.unparse(line.targets[0]), **{str(name): _wire(value) for name, value in given})
     return made
@@ -343,6 +351,18 @@ def plan_of(text: str, only: str | None = None) -> Plan:
 
 def run_of(text: str, run_dir: Path, **options: Any) -> Result:
     return run(graph(text), registry=REGISTRY, device="cpu", run_dir=run_dir, **options)
+
+
+@contextmanager
+def files_no_larger() -> Iterator[Callable[[int], None]]:
+    """A function that gives each file of this process a largest size in bytes, as a disk that is nearly full."""
+    import resource  # which Windows has not
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 class Heard(list[Event]):

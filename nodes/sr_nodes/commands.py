@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 from sr_pipeline.command import Command, Flag
 
 COMMANDS = (
@@ -16,10 +18,17 @@ COMMANDS = (
                 "--scale",
                 (
                     *("model.scale", "pictures.scale", "report.scale"),
-                    *("psnr_y.border", "ssim_y.border", "psnr_rgb.border", "report.border"),  # as the papers cut it
+                    *("pictures.border", "report.border"),  # as the papers cut it
+                    *("psnr_y.border", "ssim_y.border", "psnr_rgb.border", "further.border"),
                 ),
                 "Of the model and the pairs, and the border that is cut: 4.",
                 number=True,
+            ),
+            Flag(
+                "--also",
+                ("also.names",),
+                "Further figures. LPIPS fetches AlexNet's weights (233 MB) at its first use.",
+                words={",".join(some): list(some) for n in (1, 2) for some in permutations(("ms_ssim", "lpips"), n)},
             ),
         ),
         result="report",
@@ -31,7 +40,7 @@ COMMANDS = (
         help="Enlarge pictures: a file, several, a folder (with the folders in it), a pattern, or - for a pipe.",
         flags=(
             Flag("in", ("pictures.inputs",), "Pictures, folders, patterns, or -.", required=True, multiple=True),
-            Flag("out", ("pictures.output",), "A folder; for one picture a file, or -.", required=True),
+            Flag("out", ("pictures.output",), "A folder, such as large/; for one picture a file, or -.", required=True),
             Flag("--model", ("generator.path",), "A name that ships, or a weights file; the best that ships."),
             Flag(
                 "--tile",
@@ -58,7 +67,7 @@ COMMANDS = (
                 "--format",
                 ("pictures.format",),
                 "Of the results; same as each source, or by the name of OUT.",
-                words={name: name for name in ("same", "png", "jpg", "webp", "tiff", "avif")},
+                words={n: n for n in ("same", "png", "jpg", "jpeg", "webp", "tif", "tiff", "bmp", "avif")},
             ),
             Flag("--quality", ("sr.quality",), "1 to 100: JPEG 95, WebP 95, AVIF 85.", number=True),
             Flag("--suffix", ("pictures.suffix",), "Put to each name: _x4 makes cat_x4.png of cat.png."),
@@ -67,7 +76,7 @@ COMMANDS = (
             Flag(
                 "--no-metadata",
                 ("sr.metadata",),
-                "Leave out EXIF, and the graph that a PNG carries.",
+                "Leave out EXIF and XMP, and the graph that a PNG carries.",
                 switch=True,
                 constant=False,
             ),
@@ -76,7 +85,9 @@ COMMANDS = (
         text="summary",
         failures="failed",
         pipe="out",
-        keeps_folder=False,
+        temporary_with="out",
+        sets={"summary.strict": False},
+        stopped="{done} of {total} files are done; the same command, without --overwrite, goes on with the rest",
     ),
     Command(
         name="export",
@@ -95,5 +106,6 @@ COMMANDS = (
         ),
         result="export",
         text="export",
+        temporary_with="out",
     ),
 )

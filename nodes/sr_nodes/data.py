@@ -17,7 +17,6 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sr_nodes.assets import resolve
 from sr_nodes.modules import CPU
 from sr_nodes.pictures import (
     UnreadablePicture,
@@ -29,7 +28,8 @@ from sr_nodes.pictures import (
 )
 from sr_nodes.types import Image
 from sr_pipeline.node import node
-from sr_pipeline.sockets import SILENT, Device, Report, Seed, SeedSource, Start
+from sr_pipeline.paths import resolve
+from sr_pipeline.sockets import SILENT, Device, InputPath, Report, Seed, SeedSource, Start
 
 UNSEEDED = SeedSource()
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -70,7 +70,7 @@ class Photos(Sequence[Tensor]):
 
 @node(category="data")
 def photographs(
-    folder: str = "sr_nodes:samples/train",
+    folder: InputPath = "sr_nodes:samples/train",
     memory_gb: Annotated[float, Field(gt=0)] = 8.0,
     report: Report = SILENT,
 ) -> Photos:

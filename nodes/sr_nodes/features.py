@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sr_nodes.assets import resolve
 from sr_nodes.losses import Reduction, Weight, check_same_shape
-from sr_nodes.modules import CPU, check_fits, read_safetensors
+from sr_nodes.modules import CPU, check_fits
 from sr_nodes.types import FeatureNet, Image
+from sr_nodes.weight_files import UNREADABLE, read_tensors
 from sr_pipeline.node import node
-from sr_pipeline.sockets import Device, Loss
+from sr_pipeline.paths import resolve
+from sr_pipeline.sockets import Device, InputPath, Loss
 
 Layer = Literal[
     "11", "12", "21", "22", "31", "32", "33", "34", "41", "42", "43", "44", "51", "52", "53", "54"
@@ -26,9 +25,6 @@ _BLOCKS = ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4))
 """Channels and convolutions before each max-pool."""
 _RESCALE = 12.75
 """The paper divides feature maps by it, so that their squared error is of the size of an MSE's."""
-
-# What torch.load raises for one or another file that is none of its own.
-_UNREADABLE = (pickle.UnpicklingError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
 class VGG19Features(FeatureNet):
@@ -100,7 +96,7 @@ def _layers(layer: Layer) -> list[nn.Module]:
 
 @node(category="features")
 def vgg19(
-    layer: Layer = "54", weights: str = "sr_nodes:weights/vgg19_features_8bit.safetensors", device: Device = CPU
+    layer: Layer = "54", weights: InputPath = "sr_nodes:weights/vgg19_features_8bit.safetensors", device: Device = CPU
 ) -> FeatureNet:
     """VGG-19's feature map "ij": after the ReLU of the j-th convolution before the i-th max-pool (SRGAN, 2.2.1).
 
@@ -117,7 +113,7 @@ def vgg19(
 
 def stored_weights(weights: str) -> Mapping[str, Tensor]:
     """The tensors that the ``weights`` of a node mean: torchvision's, or a file's."""
-    return _fetch() if weights == "torchvision" else _read(resolve(weights))
+    return _fetch() if weights == "torchvision" else read_tensors(resolve(weights))[0]
 
 
 def _fetch() -> Mapping[str, Tensor]:
@@ -127,22 +123,10 @@ def _fetch() -> Mapping[str, Tensor]:
         tensors: Mapping[str, Tensor] = VGG19_Weights.IMAGENET1K_V1.get_state_dict(
             progress=False, check_hash=True, weights_only=True
         )
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         url = VGG19_Weights.IMAGENET1K_V1.url
         raise ValueError(f"{url} cannot be fetched ({error}); use the bundled weights, or give the file") from error
     return tensors
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if path.suffix != ".pth" or not path.is_file():
-        return read_safetensors(path)[0]
-    try:
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        raise ValueError(f"{path} cannot be read as a dictionary of tensors ({error}); give a .safetensors") from error
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{path} holds a {type(loaded).__name__}; give a dictionary of tensors")
-    return {name: tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
 
 
 def _decoded(stored: Mapping[str, Tensor], names: Iterable[str], where: str) -> dict[str, Tensor]:

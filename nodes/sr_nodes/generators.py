@@ -13,16 +13,17 @@ from pydantic import ConfigDict, ValidationError, validate_call
 from safetensors.torch import save
 from torch import Tensor
 
-from sr_nodes.assets import resolve
 from sr_nodes.modules import CPU, check_fits, mode
-from sr_nodes.published import Weights, read_tensors, recognise
+from sr_nodes.published import Weights, recognise
 from sr_nodes.rrdbnet import rrdbnet
 from sr_nodes.srresnet import msrresnet, srresnet
 from sr_nodes.types import Generator, Image
-from sr_pipeline.errors import nearest
+from sr_nodes.weight_files import budget_of, read_tensors
+from sr_pipeline.errors import nearest, quoted
 from sr_pipeline.files import written_beside
 from sr_pipeline.node import node
-from sr_pipeline.sockets import Device, Every, Mutates, RunDir, Training
+from sr_pipeline.paths import inside, resolve
+from sr_pipeline.sockets import Device, Every, InputPath, Mutates, OutputName, RunDir, Training
 
 _FORMAT = "sr_pipeline.generator"
 _VERSION = "1"
@@ -49,7 +50,7 @@ def generate(generator: Generator, lr: Image, training: Training = False) -> Ima
 
 
 @node(category="generator")
-def load_weights(generator: Mutates[Generator], weights: str | None = None) -> Generator:
+def load_weights(generator: Mutates[Generator], weights: InputPath | None = None) -> Generator:
     """Set a generator's weights from a file that ``load_generator`` reads; without a file, leave them as they are.
 
     Raises a ValueError, and changes nothing, where the file is missing, damaged, or of another configuration.
@@ -75,7 +76,7 @@ def load_weights(generator: Mutates[Generator], weights: str | None = None) -> G
 
 @node(category="generator")
 def load_generator(
-    path: str,
+    path: InputPath,
     output: Literal["auto", "none", "tanh"] = "auto",
     value_range: Literal["auto", "-1..1", "0..1"] = "auto",
     device: Device = CPU,
@@ -99,7 +100,8 @@ def load_generator(
         if value != "auto" and name not in config:
             raise ValueError(f"{file} holds a {architecture}, which has no choice of {name}; leave it at 'auto'")
         config |= {} if value == "auto" else {name: value}
-    generator = _built(architecture, config, file)
+    with budget_of(tensors, str(file)):
+        generator = _built(architecture, config, file)
     check_fits(generator.state_dict(), tensors, str(file))
     generator.load_state_dict(tensors)
     return generator.to(device)
@@ -107,9 +109,11 @@ def load_generator(
 
 def _built(architecture: str, config: dict[str, Any], file: Path) -> Generator:
     if architecture.startswith("spandrel/"):
-        raise ValueError(f"{file} holds {architecture}, a network of spandrel's; load_upscaler reads it")
+        raise ValueError(f"{file} holds {architecture[:80]}, a network of spandrel's; load_upscaler reads it")
     if architecture not in BUILDERS:
-        raise ValueError(f"{file} holds an unknown architecture {architecture!r}; {nearest(architecture, BUILDERS)}")
+        raise ValueError(
+            f"{file} holds an unknown architecture {quoted(architecture)}; {nearest(architecture, BUILDERS)}"
+        )
     build = validate_call(config=ConfigDict(arbitrary_types_allowed=True, strict=True))(BUILDERS[architecture])
     try:
         # A fixed generator, so that weights that are replaced at once draw nothing from torch's own.
@@ -136,7 +140,7 @@ def _exported(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) 
     """An exported generator's tensors, architecture and options."""
     if metadata.get("version") != _VERSION:
         raise ValueError(
-            f"{path} is of version {metadata.get('version')!r} and this program reads version {_VERSION!r}; "
+            f"{path} is of version {quoted(metadata.get('version', ''))} and this program reads version {_VERSION!r}; "
             "use the sr-pipeline that wrote it, or a newer one"
         )
     try:
@@ -151,7 +155,7 @@ def _exported(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) 
 @node(category="generator", output=True)
 def export_generator(
     generator: Generator,
-    filename: str = "generator.safetensors",
+    filename: OutputName = "generator.safetensors",
     half: bool = False,
     every: Every = 0,
     run_dir: RunDir = Path(),
@@ -167,11 +171,7 @@ def export_generator(
         half: store float16, half the size; it is read back as float32.
         every: steps between two exports; 0 is once, after the last.
     """
-    target = (run_dir / filename).resolve()
-    if run_dir.resolve() not in target.parents or target.is_dir():
-        raise ValueError(
-            f"{filename!r} is no file inside the run's folder {run_dir}; give a name such as 'a.safetensors'"
-        )
+    target = inside(run_dir, filename)
     tensors = {name: _stored(name, tensor, half) for name, tensor in generator.state_dict().items()}
     metadata = {
         "format": _FORMAT,
@@ -192,7 +192,9 @@ def _stored(name: str, tensor: Tensor, half: bool) -> Tensor:
 
 
 def write_file(target: Path, content: bytes) -> None:
-    """Write a whole file, in a folder that may not be there yet."""
+    """Write a whole file, in a folder that may not be there yet. Raises a ValueError where a folder has its name."""
+    if target.is_dir():
+        raise ValueError(f"{target} is a folder; give a file's name in it")
     target.parent.mkdir(parents=True, exist_ok=True)
     with written_beside(target) as beside:
         beside.write_bytes(content)

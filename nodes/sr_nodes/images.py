@@ -16,7 +16,8 @@ from sr_nodes.metrics import psnr
 from sr_nodes.pictures import from_uint8, saved_as, to_uint8, write_picture, write_png
 from sr_nodes.types import Image
 from sr_pipeline.node import node
-from sr_pipeline.sockets import SILENT, Every, Report, RunDir, Step
+from sr_pipeline.paths import inside
+from sr_pipeline.sockets import SILENT, Every, OutputName, Report, RunDir, Step
 
 HERE = Path()
 GAP = 4
@@ -28,7 +29,7 @@ def preview(
     lr: Image,
     sr: Image,
     hr: Image,
-    name: str = "previews",
+    name: OutputName = "previews",
     every: Every = 500,
     max_images: Annotated[int, Field(ge=1)] = 4,
     run_dir: RunDir = HERE,
@@ -48,15 +49,14 @@ def preview(
         max_images: rows at most.
 
     Raises:
-        ValueError: the name is no plain name, or the three batches do not belong together.
+        ValueError: the name leads out of the run's folder, or the three batches do not belong together.
     """
-    if name in ("", ".", "..") or Path(name).name != name or "\\" in name:
-        raise ValueError(f"the name {name!r} is not that of a folder in the run's folder; give a plain name")
+    folder = inside(run_dir, name)
     _check_shapes(lr, hr, sr=sr)
     lr, sr, hr = (image[:max_images].detach().float() for image in (lr, sr, hr))
     enlarged = F.interpolate(lr, size=hr.shape[2:], mode="nearest-exact")
     rows = [_beside(list(row)) for row in zip(enlarged, sr, hr, strict=True)]
-    path = run_dir / name / f"{step + 1:08d}.png"
+    path = folder / f"{step + 1:08d}.png"
     write_png(path, to_uint8(_beside([row.transpose(1, 2) for row in rows]).transpose(1, 2)))
     report.image(path)
 
@@ -77,7 +77,9 @@ def _beside(images: list[Tensor]) -> Tensor:
 
 
 @node(category="images", output=True)
-def save_image(image: Image, filename: str = "image.png", run_dir: RunDir = HERE, report: Report = SILENT) -> None:
+def save_image(
+    image: Image, filename: OutputName = "image.png", run_dir: RunDir = HERE, report: Report = SILENT
+) -> None:
     """Write an image to the run's folder: PNG, JPEG (quality 95, 4:4:4) or WebP (lossless), by the suffix.
 
     Values are clamped to [0, 1] and rounded to 8 bits. A batch of one has the file name given; the images of a larger
@@ -98,10 +100,8 @@ def save_image(image: Image, filename: str = "image.png", run_dir: RunDir = HERE
 
 
 def _inside(run_dir: Path, filename: str) -> Path:
-    path = run_dir / filename
+    path = inside(run_dir, filename)
     saved_as(path)
-    if not path.resolve().is_relative_to(run_dir.resolve()):
-        raise ValueError(f"{filename!r} is outside of the run's folder; give a path in it")
     return path
 
 
@@ -133,7 +133,7 @@ def comparison(
     baseline: Image,
     sr: Image,
     hr: Image,
-    filename: str = "comparison.png",
+    filename: OutputName = "comparison.png",
     run_dir: RunDir = HERE,
     report: Report = SILENT,
 ) -> None:

@@ -75,11 +75,12 @@ def prepared(generator: Generator, precision: Precision = "fp32", device: torch.
         precision: see above.
         device: where the copy lives; the generator's own device if not given.
     """
-    device = device or next((p.device for p in generator.parameters()), CPU)
     if isinstance(generator, Prepared):
+        device = device or generator.device  # and not its tensors': cuda is not equal to cuda:0
         if (generator.device, generator.precision) == (device, _decided(precision, device)):
             return generator
         generator = generator.original[0]
+    device = device or next((p.device for p in generator.parameters()), CPU)
     return Prepared(generator, precision, device)
 
 

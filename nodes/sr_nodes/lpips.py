@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torchvision.models import get_weight
 
 from sr_nodes.losses import check_same_shape
 from sr_nodes.modules import CPU
@@ -62,6 +61,8 @@ def lpips_net(backbone: Backbone = "alex", device: Device = CPU) -> LpipsNet:
         with redirect_stdout(sys.stderr):  # torch tells there what it fetches, and --json prints nothing else
             metric = LearnedPerceptualImagePatchSimilarity(net_type=backbone, normalize=True)
     except OSError as error:
+        from torchvision.models import get_weight  # here, because it takes seconds to load
+
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise ValueError(
             f"LPIPS measures with torchvision's ImageNet weights of {backbone}, which cannot be fetched ({error}); "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import weakref
 from collections.abc import Callable
@@ -13,8 +14,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from sr_nodes.modules import CPU
-
+CPU = torch.device("cpu")
 _UNKNOWN = 2 * 1024**3
 """Bytes taken for free where the system does not tell: Windows and macOS without psutil."""
 _MUCH = 1 << 62
@@ -135,3 +135,33 @@ class Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _drop(self, key: int) -> None:
         self._now -= self._seen.pop(key, 0)
+
+
+class Budget(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Refuses new tensors beyond a number of bytes, before they are made: for building what a file or graph describes.
+
+    >>> with Budget(1000, "that is too much"):
+    ...     torch.zeros(10**12)
+    Traceback (most recent call last):
+    ...
+    ValueError: that is too much
+
+    Raises:
+        ValueError: there would be more; its text is ``refusal``.
+    """
+
+    def __init__(self, bytes_: int, refusal: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.left, self.refusal = bytes_, refusal
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        names = (argument.name for argument in func._schema.arguments)  # type: ignore[attr-defined]
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        if "size" in given and not isinstance(args[0], Tensor):  # it makes a tensor of nothing
+            self.left -= math.prod(given["size"]) * (given.get("dtype") or torch.get_default_dtype()).itemsize
+            if self.left < 0:
+                raise ValueError(self.refusal)
+        return func(*args, **kwargs)

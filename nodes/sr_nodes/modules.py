@@ -1,4 +1,4 @@
-"""What the nodes that hold a network share: drawn weights, modes, and weight files. No nodes."""
+"""What the nodes that hold a network share: drawn weights, modes, and whether weights fit. No nodes."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from sr_nodes.memory import Budget, free_bytes
 from sr_pipeline.errors import nearest
 
 CPU = torch.device("cpu")
@@ -20,18 +20,21 @@ def seeded(rng: torch.Generator | None) -> Iterator[None]:
     """Draw torch's initial weights from ``rng``, and leave torch's own CPU generator as it was.
 
     ``None`` leaves torch's own generator in use. No other device's generator is touched: build on the CPU, then move.
+    Raises a ValueError where the weights would need more memory than is free.
 
     >>> with seeded(torch.Generator().manual_seed(1)):
     ...     first = torch.rand(3)
     >>> with seeded(torch.Generator().manual_seed(1)):
     ...     assert torch.equal(first, torch.rand(3))
     """
-    if rng is None:
-        yield
-        return
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(int(torch.randint(2**63 - 1, (), generator=rng)))
-        yield
+    free = free_bytes()
+    with Budget(free, f"this network's weights need more than the {free / 1e9:.1f} GB that are free; make it smaller"):
+        if rng is None:
+            yield
+            return
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(torch.randint(2**63 - 1, (), generator=rng)))
+            yield
 
 
 @contextmanager
@@ -44,23 +47,6 @@ def mode(module: nn.Module, training: bool) -> Iterator[None]:
     finally:
         for submodule, was in before:
             submodule.training = was
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file, on the CPU, and its metadata.
-
-    Raises:
-        ValueError: there is no such file, or it is damaged or of another format.
-    """
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; give a weights file, {nearest_file(path / 'generator.safetensors')}")
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}; {nearest_file(path)}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as safetensors ({error}); give a whole .safetensors file") from error
 
 
 def nearest_file(path: Path) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Annotated, Generic, NamedTuple, TypeVar
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sr_nodes.modules import check_fits
@@ -20,6 +21,9 @@ M = TypeVar("M", bound=nn.Module)
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+
+_ACCUMULATED = "accumulated"
+"""Under this key of an optimizer's state are the gradients that wait for the rest: so its state_dict carries them."""
 
 
 @node(category="optimizer")
@@ -43,7 +47,7 @@ def adam(
         eps: added to the root of the latter.
         weight_decay: L2 penalty, added to the gradients.
     """
-    return torch.optim.Adam(_trainable(model), learning_rate, (beta1, beta2), eps, weight_decay)
+    return torch.optim.Adam(_trainable(model), learning_rate, (beta1, beta2), eps, weight_decay, fused=True)
 
 
 @node(category="optimizer")
@@ -67,7 +71,7 @@ def adamw(
         eps: added to the root of the latter.
         weight_decay: share of each weight, times the learning rate, that a step takes away.
     """
-    return torch.optim.AdamW(_trainable(model), learning_rate, (beta1, beta2), eps, weight_decay)
+    return torch.optim.AdamW(_trainable(model), learning_rate, (beta1, beta2), eps, weight_decay, fused=True)
 
 
 def _trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -131,6 +135,8 @@ def optimizer_step(
     model: Mutates[M],
     optimizer: Mutates[Optimizer],
     learning_rate: Annotated[float | None, Field(gt=0)] = None,
+    clip_norm: Annotated[float | None, Field(gt=0)] = None,
+    accumulate: Annotated[int, Field(ge=1)] = 1,
     retain_graph: RetainGraph = False,
     step: Step = 0,
     report: Report = SILENT,
@@ -142,11 +148,18 @@ def optimizer_step(
     and changes nothing, for a loss that is no scalar or has no gradient, and for an optimizer that was not made from
     this model.
 
+    With ``accumulate`` n, the weights change at each n-th call, against the mean of the n gradients: for a loss that is
+    a mean over the batch, and without BatchNorm, that is one step on a batch n times as large. Between the calls the
+    gradients are a part of the optimizer's state, and are saved with it. Those that a run ends on wait there for a
+    resume; they change nothing else. Schedules count the items of the stream, not the updates.
+
     Args:
         loss: what to make smaller.
         model: the network to change.
         optimizer: made from this model.
         learning_rate: of this step; without it, the optimizer's own.
+        clip_norm: most that the L2 norm of all gradients together may be; longer ones are scaled down to it.
+        accumulate: number of steps whose gradients are averaged for one update.
     """
     parameters = _parameters(optimizer)
     _check_step(loss, model, optimizer, parameters)
@@ -156,7 +169,10 @@ def optimizer_step(
         _warn_of_unreached(model, parameters, report)
     if learning_rate is not None:
         _set_learning_rate(optimizer, learning_rate)
-    optimizer.step()
+    if _accumulated(optimizer, parameters, accumulate):
+        if clip_norm is not None:
+            clip_grad_norm_(parameters, clip_norm)
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return Stepped(model, optimizer)
 
@@ -188,6 +204,32 @@ def _warn_of_unreached(model: nn.Module, parameters: list[Tensor], report: Repor
         report.warning(f"the loss gives no gradient to {', '.join(names)} of {type(model).__name__}")
 
 
+def _accumulated(optimizer: torch.optim.Optimizer, parameters: list[Tensor], number: int) -> bool:
+    """Add the gradients of earlier calls. True once they are of ``number`` calls, and then ``grad`` is their mean."""
+    state: dict[Any, Any] = optimizer.state
+    earlier = state.get(_ACCUMULATED, {"count": 0, "gradients": [None] * len(parameters)})
+    _add_gradients(parameters, earlier["gradients"])
+    count = earlier["count"] + 1
+    if count < number:
+        state[_ACCUMULATED] = {"count": count, "gradients": [p.grad for p in parameters]}
+        return False
+    state.pop(_ACCUMULATED, None)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if count > 1 and gradients:
+        torch._foreach_div_(gradients, count)
+    return True
+
+
+def _add_gradients(parameters: list[Tensor], gradients: list[Tensor | None]) -> None:
+    # a restored gradient is where its file was read
+    kept = [(p, g.to(p.device)) for p, g in zip(parameters, gradients, strict=True) if g is not None]
+    for p, gradient in kept:
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)  # in the weight's order in memory, which a fused optimizer relies on
+    if kept:
+        torch._foreach_add_([p.grad for p, _ in kept if p.grad is not None], [gradient for _, gradient in kept])
+
+
 def _set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):  # a captured step reads it where it lies
@@ -211,8 +253,9 @@ def ema(model: M, average: Mutates[M], decay: Beta = 0.999) -> M:
     """Move a copy towards a model, in place: average = decay * average + (1 - decay) * model.
 
     So for every parameter and every floating-point buffer (BatchNorm's statistics); integer buffers are copied. With
-    decay 0 the average is the model. Raises a ValueError, and changes nothing, for an average of another architecture,
-    or that is the model itself.
+    decay 0 the average is the model. It moves at every step, also where ``optimizer_step`` accumulates and has not
+    changed the weights: n moves with the decay ``d ** (1 / n)`` are one with ``d``. Raises a ValueError,
+    and changes nothing, for an average of another architecture, or that is the model itself.
 
     Args:
         model: the network that is trained.

@@ -10,13 +10,13 @@ from typing import Annotated, NamedTuple
 from pydantic import Field
 from torch import Tensor
 
-from sr_nodes.assets import resolve
 from sr_nodes.degradation import Factor, bicubic
 from sr_nodes.modules import CPU
 from sr_nodes.pictures import find_pictures, read_picture, to_image
 from sr_nodes.types import Image
 from sr_pipeline.node import node
-from sr_pipeline.sockets import SILENT, Device, Report, Reporter, Start
+from sr_pipeline.paths import resolve
+from sr_pipeline.sockets import SILENT, Device, InputPath, Report, Reporter, Start
 
 
 class Pair(NamedTuple):
@@ -129,7 +129,7 @@ def _refuse_singles(alone: set[str], folder: Path, fix: str) -> None:
 
 @node(category="data")
 def image_pairs(
-    folder: str = "sr_nodes:samples/test",
+    folder: InputPath = "sr_nodes:samples/test",
     scale: Factor = 4,
     crop: Annotated[int, Field(ge=0)] = 0,
     device: Device = CPU,
@@ -180,8 +180,10 @@ class LabelledPair(NamedTuple):
 
 @node(category="data")
 def pair_stream(
-    folders: tuple[str, ...] = ("sr_nodes:samples/test",),
+    folders: tuple[InputPath, ...] = ("sr_nodes:samples/test",),
     scale: Factor = 4,
+    border: Annotated[int, Field(ge=0)] = 0,
+    least: Annotated[int, Field(ge=1)] = 1,
     start: Start = 0,
     device: Device = CPU,
     report: Report = SILENT,
@@ -193,9 +195,11 @@ def pair_stream(
     Args:
         folders: the folders of the test sets.
         scale: HR's size over LR's.
+        border: pixels of HR that metrics leave out at each edge.
+        least: pixels a side that they need of what is left.
 
     Raises:
-        ValueError: as image_pairs; or two folders of one name.
+        ValueError: as image_pairs; or two folders of one name, or a picture of which less is left.
     """
     roots = [resolve(folder) for folder in folders]
     names = [root.resolve().name for root in roots]
@@ -204,6 +208,7 @@ def pair_stream(
     files = [(name, pair) for name, root in zip(names, roots, strict=True) for pair in pair_files(root, scale, report)]
     for testset, pair in files[start:]:
         name, lr, hr = pair.read(scale, 0, device)
+        _check_left(hr, border, least, pair.hr)
         yield LabelledPair(lr, hr, Label(testset, name))
 
 
@@ -213,6 +218,15 @@ def _cut_hr(hr: Tensor, scale: int, crop: int, path: Path) -> Tensor:
         raise ValueError(f"{path} has {_size(hr)} pixels, less than one LR pixel at scale {scale}; remove it")
     top, left = ((hr.shape[2] - height) // 2, (hr.shape[3] - width) // 2) if crop else (0, 0)
     return hr[:, :, top : top + height, left : left + width].contiguous()
+
+
+def _check_left(hr: Tensor, border: int, least: int, path: Path) -> None:
+    height, width = (side - 2 * border for side in hr.shape[2:])
+    if min(height, width) < least:
+        raise ValueError(
+            f"{path} has {_size(hr)} pixels, and the metrics need {least} a side within a border of {border}; "
+            "leave it out, or use larger pictures"
+        )
 
 
 def _check_pair(lr: Tensor, hr: Tensor, scale: int, files: PairFiles) -> Tensor:

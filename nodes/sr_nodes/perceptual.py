@@ -15,7 +15,7 @@ from sr_nodes.losses import Reduction, Weight, check_same_shape
 from sr_nodes.modules import CPU
 from sr_nodes.types import Image
 from sr_pipeline.node import node
-from sr_pipeline.sockets import Device, Loss
+from sr_pipeline.sockets import Device, InputPath, Loss
 
 _REAL_ESRGAN: tuple[Layer, ...] = ("12", "22", "34", "44", "54")
 
@@ -54,7 +54,7 @@ class VGG19Layers(FeaturePyramid):
 def vgg19_layers(
     layers: Annotated[tuple[Layer, ...], Field(min_length=1)] = _REAL_ESRGAN,
     before_relu: bool = True,
-    weights: str = "sr_nodes:weights/vgg19_features_8bit.safetensors",
+    weights: InputPath = "sr_nodes:weights/vgg19_features_8bit.safetensors",
     device: Device = CPU,
 ) -> FeaturePyramid:
     """Several feature maps of VGG-19 at once, for ``perceptual_loss``; each is named "ij" as in ``vgg19``.

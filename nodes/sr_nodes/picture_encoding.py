@@ -112,7 +112,7 @@ def encode(
     picture: Picture, kind: str, quality: int | None = None, metadata: bool = True, prompt: str | None = None
 ) -> bytes:
     """A picture as a file's bytes: PNG (level 6), JPEG (quality 95, 4:4:4), WebP (95), AVIF (85, 4:4:4), TIFF
-    (deflate) or BMP. The profile and the resolution are kept.
+    (deflate, and not compressed where it has EXIF or XMP) or BMP. The profile and the resolution are kept.
 
     Args:
         picture: one that ``fitted`` made.

@@ -127,6 +127,7 @@ def _decoded(picture: PIL.Image.Image, data: bytes) -> Picture:
     deep = png_depth(data) == 16
     if not deep:
         picture.load()
+        _scale_clear_gray(picture, png_depth(data))
     notes = ["the first picture of several is taken"] if getattr(picture, "n_frames", 1) > 1 else []
     if picture.format == "TIFF" and len(picture.getbands()) > 1 and 16 in np.atleast_1d(_depths(picture)):
         notes.append("16 bits a channel were read as 8; as PNG all are kept")
@@ -149,6 +150,12 @@ def _decoded(picture: PIL.Image.Image, data: bytes) -> Picture:
         kind="JPEG" if picture.format == "MPO" else picture.format or "PNG",
         notes=tuple(notes),
     )
+
+
+def _scale_clear_gray(picture: PIL.Image.Image, depth: int) -> None:
+    """Make the gray that is transparent in a PNG of 2 or 4 bits one of the 256 that Pillow made of the pixels."""
+    if depth in (2, 4) and picture.mode == "L" and "transparency" in picture.info:
+        picture.info["transparency"] *= 255 // (2**depth - 1)
 
 
 def _depths(picture: PIL.Image.Image) -> Any:

@@ -18,17 +18,29 @@ import torch
 from PIL import ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from sr_nodes.assets import resolve
 from sr_nodes.modules import CPU
 from sr_nodes.types import Image
 from sr_pipeline.files import written_beside
 from sr_pipeline.node import node
-from sr_pipeline.sockets import Device
+from sr_pipeline.paths import resolve
+from sr_pipeline.sockets import Device, InputPath
 
 T = TypeVar("T")
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".avif"})
-_SAVED_AS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+KINDS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".bmp": "BMP",
+    ".avif": "AVIF",
+    ".gif": "GIF",
+}
+"""What a suffix says a picture is, by Pillow's name; no other file of a folder is taken for a picture."""
+READ = tuple(dict.fromkeys(KINDS.values()))
+"""What is read, whatever a file's name says; no more: Pillow would start Ghostscript for an EPS."""
 _OPTIONS: dict[str, dict[str, Any]] = {
     "PNG": {},
     "JPEG": {"quality": 95, "subsampling": "4:4:4"},
@@ -97,14 +109,14 @@ def read_pictures(
 def decoded_bytes(path: Path) -> int:
     """The size in memory of a picture once decoded, by its header; 0 for one without a readable header."""
     try:
-        with quiet(), PIL.Image.open(path) as picture:
+        with quiet(), PIL.Image.open(path, formats=READ) as picture:
             return 3 * picture.width * picture.height
     except (OSError, PIL.Image.DecompressionBombError, *DAMAGE):
         return 0
 
 
 def _decode(path: Path) -> Tensor:
-    with readable(path), PIL.Image.open(path) as picture:
+    with readable(path), PIL.Image.open(path, formats=READ) as picture:
         picture.load()
         array = _rgb(ImageOps.exif_transpose(picture))
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()
@@ -171,21 +183,35 @@ def through_profile(picture: PIL.Image.Image) -> PIL.Image.Image:
     return converted or picture
 
 
+def is_picture(path: Path) -> bool:
+    """Whether a file's suffix says so."""
+    return path.suffix.lower() in KINDS
+
+
 def find_pictures(folder: Path) -> list[Path]:
     """Every picture file below a folder, by suffix, sorted; hidden files and folders are passed over.
 
     Raises:
         ValueError: there is no such folder, or it holds no picture.
     """
+    paths = list(filter(is_picture, find_files(folder)))
+    if not paths:
+        raise ValueError(f"the folder {str(folder)!r} holds no picture ({' '.join(sorted(KINDS))})")
+    return paths
+
+
+def find_files(folder: Path) -> list[Path]:
+    """Every file below a folder, sorted; hidden files and folders are passed over.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "does not exist"
         raise ValueError(f"the folder {str(folder)!r} {found}; give a folder of pictures")
-    inside = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    inside = (path.relative_to(folder) for path in folder.rglob("*"))
     names = sorted(name for name in inside if not any(part.startswith(".") for part in name.parts))
-    paths = [folder / name for name in names if not (folder / name).is_dir()]
-    if not paths:
-        raise ValueError(f"the folder {str(folder)!r} holds no picture ({' '.join(sorted(SUFFIXES))})")
-    return paths
+    return [folder / name for name in names if not (folder / name).is_dir()]
 
 
 def to_image(pixels: Tensor) -> Image:
@@ -235,14 +261,15 @@ def saved_as(path: Path) -> str:
     Raises:
         ValueError: it is none of those written.
     """
-    kind = _SAVED_AS.get(path.suffix.lower())
-    if kind is None:
-        raise ValueError(f"{path.name!r} has the suffix {path.suffix!r}; write one of {' '.join(_SAVED_AS)}")
+    kind = KINDS.get(path.suffix.lower())
+    if kind not in _OPTIONS:
+        written = " ".join(suffix for suffix, kind in KINDS.items() if kind in _OPTIONS)
+        raise ValueError(f"{path.name!r} has the suffix {path.suffix!r}; write one of {written}")
     return kind
 
 
 @node(category="images")
-def load_image(path: str, device: Device = CPU) -> Image:
+def load_image(path: InputPath, device: Device = CPU) -> Image:
     """One picture file as an Image [1, 3, H, W]: 8-bit sRGB divided by 255.
 
     The EXIF orientation is applied, transparency is put on white, 16-bit gray is rounded to 8 bits, CMYK and wide

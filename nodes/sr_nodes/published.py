@@ -1,29 +1,18 @@
-"""Weights as other programs publish them: read without running pickles, told apart by tensors' names. No nodes."""
+"""Weights as other programs publish them: told apart by their tensors' names. No nodes."""
 
 from __future__ import annotations
 
 import math
-import pickle
 import re
-import warnings
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sr_nodes.layouts import LAYOUTS, Layout
-from sr_nodes.modules import read_safetensors
 
-_PICKLED = (".pth", ".pt", ".ckpt", ".tar", ".bin")
-_WRAPPERS = (
-    "params_ema", "params", "ema_state_dict", "generator", "net_g", "model_state_dict", "state_dict", "model",
-)  # fmt: skip
-"""Keys under which training programs put the weights; the first that is there is taken."""
 _PREFIXES = ("module.", "_orig_mod.", "net_g.", "netG.", "generator.", "net.")
-# What torch.load raises for one or another file that is none of its own.
-_UNREADABLE = (pickle.UnpicklingError, EOFError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 
 
 class Weights(NamedTuple):
@@ -32,69 +21,6 @@ class Weights(NamedTuple):
     tensors: dict[str, Tensor]
     architecture: str
     config: dict[str, Any]
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a .safetensors or a torch file, on the CPU, and the metadata of the former.
-
-    A torch file is read with ``weights_only``: nothing in it is executed. Of a training program's file these are the
-    generator's weights, the averaged ones where it has both.
-
-    Raises:
-        ValueError: there is no such file, or it is damaged, of another format or suffix, or a pickle of more than
-            tensors.
-    """
-    if path.suffix.lower() not in _PICKLED or not path.is_file():
-        return _read_safetensors(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*TorchScript archive", UserWarning)  # it is refused below
-            loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        raise ValueError(f"{path} {_why(error)}") from error
-    tensors = _unwrapped(loaded)
-    if not tensors:
-        inside = f"with the keys {', '.join(map(repr, list(loaded)[:6]))}" if isinstance(loaded, dict) else ""
-        raise ValueError(
-            f"{path} holds no tensors but a {type(loaded).__name__} {inside}; give a dictionary of tensors"
-        )
-    return tensors, {}
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """As read_safetensors, of any suffix: an export has the name that it was given."""
-    try:
-        return read_safetensors(path)
-    except ValueError as error:
-        if path.suffix.lower() == ".safetensors" or not path.is_file():
-            raise
-        known = f".safetensors, {', '.join(_PICKLED)}"
-        raise ValueError(f"{path} has the suffix {path.suffix!r}; give a weights file: {known}") from error
-
-
-def _why(error: Exception) -> str:
-    """Why torch did not load a file; torch's own words advise to run what is in it, so they are not repeated."""
-    text = str(error)
-    more = re.search(r"GLOBAL ([\w.]+)", text)
-    if isinstance(error, pickle.UnpicklingError) and (more or "Can only " in text or "Trying to " in text):
-        return (
-            f"is refused: it pickles more than tensors, which could run any program{f' ({more[1]})' if more else ''}; "
-            "with the code that made it, save the tensors alone: torch.save(model.state_dict(), 'weights.pth')"
-        )
-    if "TorchScript" in text:
-        return "is a TorchScript program, not weights; give the weights that it was made of"
-    if isinstance(error, PermissionError):
-        return "may not be read; change its permissions"
-    return "is damaged, or no file of torch's; copy or fetch it again"
-
-
-def _unwrapped(loaded: object) -> dict[str, Tensor]:
-    if not isinstance(loaded, Mapping):
-        return {}
-    inner = next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
-    if inner is not None:
-        return _unwrapped(inner)
-    return {str(name): tensor for name, tensor in loaded.items() if isinstance(tensor, Tensor)}
 
 
 def recognise(tensors: Mapping[str, Tensor], where: str) -> Weights:

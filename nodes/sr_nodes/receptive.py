@@ -14,8 +14,8 @@ from sr_nodes.types import Generator
 _GRIDS = (1, 2, 4, 8, 16)
 _THIN = 16
 """Height of a probe: the reach along a row is the same however few rows there are."""
-_MARGIN = 48
-"""What a probe is wider than twice the reach, so that something is left to compare: three times the largest grid."""
+_MARGIN = 64
+"""What a probe is wider than twice the reach: the largest grid more than ``_moves_along`` leaves out at the ends."""
 _TOLERANCE = 1e-4
 
 

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sr_nodes.assets import resolve
 from sr_nodes.modules import CPU, seeded
-from sr_nodes.published import read_tensors
 from sr_nodes.rrdbnet import pad_end
 from sr_nodes.types import Generator
+from sr_nodes.weight_files import budget_of, read_tensors
 from sr_pipeline.node import node
-from sr_pipeline.sockets import Device
+from sr_pipeline.paths import resolve
+from sr_pipeline.sockets import Device, InputPath
 
 # What spandrel's loaders raise for tensors that look like an architecture's and are not.
 _MISFITS = (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError)
@@ -46,7 +46,7 @@ class SpandrelNet(Generator):
 
 
 @node(category="generator")
-def load_upscaler(path: str, device: Device = CPU) -> Generator:
+def load_upscaler(path: InputPath, device: Device = CPU) -> Generator:
     """Build any super-resolution network that spandrel knows (SwinIR, HAT, SPAN, Compact, ...) from its weights.
 
     The architecture and its options are told from the tensors. LR [B, 3, H, W] to SR [B, 3, scale * H, scale * W],
@@ -72,7 +72,7 @@ def _described(spandrel: Any, tensors: dict[str, Tensor], file: Path) -> Any:
     shown = ", ".join(f"{name} {list(t.shape)}" for name, t in list(tensors.items())[:4]) or "none"
     try:
         # Weights that are replaced at once draw nothing from torch's own generator of random numbers.
-        with seeded(torch.Generator()), warnings.catch_warnings():
+        with seeded(torch.Generator()), budget_of(tensors, str(file)), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.meshgrid", UserWarning)  # spandrel's to mend, not the user's
             found = spandrel.ModelLoader().load_from_state_dict(tensors)
     except spandrel.UnsupportedModelError as error:

@@ -152,13 +152,13 @@ def _layout(net: Prepared, height: int, width: int, overlap: int | str, report: 
     """How to cut, with a warning where the tiles will not equal the whole."""
     if net.field is None:
         margin, grid = EXACT, 16
-        why = f"this {net.architecture} sees farther than {EXACT} pixels, or without bound"
+        why, mend = f"this {net.architecture} sees farther than {EXACT} pixels, or without bound", "tile none"
     else:
         margin, grid = net.field
-        why = f"this {net.architecture} sees as far as {margin} pixels"
+        why, mend = f"this {net.architecture} sees as far as {margin} pixels", "overlap exact"
     wanted = margin if isinstance(overlap, str) else overlap
     if net.field is None or wanted < margin:
-        report.warning(f"tiles are approximate: {why}, and they overlap by {wanted}; give tile none to be exact")
+        report.warning(f"tiles are approximate: {why}, and they overlap by {wanted}; give {mend} to be exact")
     return Layout(height, width, wanted, grid)
 
 

@@ -157,7 +157,8 @@ def upscale_file(
     """Enlarge one picture of a job, as ``upscale_picture``, and write the result by a thread, as ``save_picture``.
 
     A result is written beside its place and renamed: there is never half of one. What goes wrong with a picture is its
-    outcome, and no error. JPEG is of quality 95 and 4:4:4, WebP 95, AVIF 85, PNG of level 6, TIFF of deflate.
+    outcome, and no error. JPEG is of quality 95 and 4:4:4, WebP 95, AVIF 85, PNG of level 6, TIFF of deflate,
+    or not compressed where it has EXIF or XMP.
 
     Args:
         generator: the network.

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sr_nodes.assets import resolve
 from sr_nodes.degradation import Factor, bicubic_upscale
 from sr_nodes.generators import load_generator
 from sr_nodes.modules import CPU, nearest_file
@@ -16,7 +15,8 @@ from sr_nodes.spandrel_nets import load_upscaler
 from sr_nodes.types import Generator
 from sr_pipeline.errors import nearest
 from sr_pipeline.node import node
-from sr_pipeline.sockets import Device
+from sr_pipeline.paths import resolve
+from sr_pipeline.sockets import Device, InputPath
 
 BEST = "srresnet_small_x4"
 """The best weights that ship; what is used where none are named."""
@@ -44,7 +44,8 @@ def find(path: str, device: torch.device = CPU, scale: int = 4) -> Generator:
     interpolation.
 
     Raises:
-        ValueError: there is no such file, and its text names the ways to get one; or no network is known for it.
+        ValueError: there is no such file, and its text names the ways to get one; no network is known for it; or its
+            weights are not all numbers.
     """
     if path in ("bicubic", "nearest"):
         return Interpolation("bicubic" if path == "bicubic" else "nearest", scale)
@@ -60,6 +61,17 @@ def find(path: str, device: torch.device = CPU, scale: int = 4) -> Generator:
             "one that a training has exported (sr-pipeline run train_srgan), or any other (.safetensors, .pth; "
             "load_upscaler reads more than 40 architectures, with pip install 'sr-pipeline[spandrel]')"
         )
+    generator = _loaded(place, device)
+    for name, tensor in generator.state_dict().items():
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(
+                f"{path} has values in {name} that are not finite (NaN or infinity): its training diverged; "
+                "give weights of an earlier step"
+            )
+    return generator
+
+
+def _loaded(place: str, device: torch.device) -> Generator:
     try:
         return load_generator(place, device=device)
     except ValueError as error:
@@ -72,7 +84,7 @@ def find(path: str, device: torch.device = CPU, scale: int = 4) -> Generator:
 
 
 @node(category="generator")
-def upscaler(model: str = BEST, scale: Factor = 4, device: Device = CPU) -> Generator:
+def upscaler(model: InputPath = BEST, scale: Factor = 4, device: Device = CPU) -> Generator:
     """A generator by name, as it was trained: what ``evaluate --model`` takes.
 
     Args:

@@ -13,13 +13,13 @@ from sr_pipeline.errors import Fault, GraphError
 from sr_pipeline.graph import Graph
 from sr_pipeline.node import NodeType
 from sr_pipeline.plan.cadence import ALWAYS, Demand, demands
-from sr_pipeline.plan.gradients import gradient_faults, gradients
+from sr_pipeline.plan.gradients import Gradients, gradient_faults, gradients
 from sr_pipeline.plan.order import is_training, mutation_faults, mutators, phase_order
 from sr_pipeline.plan.phases import Phase, needed_nodes, phases, roots, stream_of
 from sr_pipeline.registry import Registry
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Op:
     """One node as the run executes it. Values live in numbered slots."""
 
@@ -78,24 +78,23 @@ class _Compiler:
         self.wiring = wiring
         self.phase = phases(wiring)
         self.root = roots(wiring)
-        self._refuse_unsound()
+        self.gradients, self.order = self._sound(set(wiring.types))
         self.targets, self.needed = needed_nodes(wiring, self.phase, self.root, only)
-        self.gradients = gradients(wiring, self.needed, self.root)
-        self.order = {which: self._order(which) for which in Phase}
+        if self.needed != set(wiring.types):
+            self.gradients = gradients(wiring, self.needed, self.root)
+            self.order = self._order(self.needed, self.gradients)
         self.slots = {v: n for n, v in enumerate(v for v in self.root if v.node in self.needed)}
         self.state, self.unchanged = self._state()
+        self.dropped = self._dropped()
 
-    def _refuse_unsound(self) -> None:
-        """The whole graph must be sound, whatever part of it is needed."""
-        nodes = set(self.wiring.types)
+    def _sound(self, nodes: set[str]) -> tuple[Gradients, dict[Phase, list[str]]]:
+        """The gradients and orders of the whole graph, which must be sound, whatever part of it is needed."""
         found = gradients(self.wiring, nodes, self.root)
         faults = self._cadence_faults() + mutation_faults(self.wiring, self.phase, nodes)
         faults += gradient_faults(self.wiring, found, self.root)
-        if not faults:
-            for which in Phase:
-                faults += phase_order(self.wiring, self.phase, nodes, which, found)[1]
         if faults:
             raise GraphError(faults)
+        return found, self._order(nodes, found)
 
     def _cadence_faults(self) -> list[Fault]:
         return [
@@ -104,11 +103,11 @@ class _Compiler:
             if made.cadence and made.cadence.name in self.wiring.links[id_]
         ]
 
-    def _order(self, which: Phase) -> list[str]:
-        order, faults = phase_order(self.wiring, self.phase, self.needed, which, self.gradients)
-        if faults:
+    def _order(self, nodes: set[str], found: Gradients) -> dict[Phase, list[str]]:
+        orders = {which: phase_order(self.wiring, self.phase, nodes, which, found) for which in Phase}
+        if faults := [fault for _, refused in orders.values() for fault in refused]:
             raise GraphError(faults)
-        return order
+        return {which: order for which, (order, _) in orders.items()}
 
     def compile(self) -> Plan:
         stepped = {step.model for step in self.gradients.steps.values()}
@@ -158,7 +157,6 @@ class _Compiler:
         order = self.order[which]
         demand = demands(self.wiring, self.phase, order, self.targets)
         retained = self.gradients.retained(order)
-        dropped = self._dropped(which)
         return tuple(
             Op(
                 node=n,
@@ -166,9 +164,9 @@ class _Compiler:
                 literals=self.wiring.literals[n],
                 links=tuple((name, self.slots[v]) for name, v in self.wiring.links[n].items()),
                 outputs=tuple(self.slots[Value(n, i)] for i in range(len(self.wiring.types[n].outputs))),
-                drop=dropped.get(n, ()),
+                drop=self.dropped[which].get(n, ()),
                 demand=demand.get(n, ALWAYS),
-                grad=n in self.gradients.on_path,
+                grad=n in self.gradients.through,
                 training=is_training(self.wiring, n, self.gradients),
                 retain_graph=n in retained,
                 frozen=self.gradients.crossed_only(n, self.wiring, self.root),
@@ -176,21 +174,21 @@ class _Compiler:
             for n in order
         )
 
-    def _dropped(self, which: Phase) -> dict[str, tuple[int, ...]]:
-        """Each node of a phase, and the slots that die with it: a value dies in the last phase that reads it."""
+    def _dropped(self) -> dict[Phase, dict[str, tuple[int, ...]]]:
+        """Each node of each phase, and the slots that die with it: a value dies in the last phase that reads it."""
         order = {id_: (number, at) for number, p in enumerate(Phase) for at, id_ in enumerate(self.order[p])}
-        number = list(Phase).index(which)
         last = {v: (order[v.node], v.node) for v in self.slots}
         for id_ in order:
             for v in self.wiring.links[id_].values():
                 last[v] = max(last[v], (order[id_], id_))
-        found: dict[str, list[int]] = {}
+        found: dict[Phase, dict[str, tuple[int, ...]]] = {which: {} for which in Phase}
         kept = {*self.state, *self.unchanged}
-        for v, ((phase_number, _), id_) in last.items():
-            lives_on = which == Phase.STEP and order[v.node][0] != number
-            if phase_number == number and not lives_on and v not in kept and v.node not in self.targets:
-                found.setdefault(id_, []).append(self.slots[v])
-        return {id_: tuple(slots) for id_, slots in found.items()}
+        for v, (_, id_) in last.items():
+            which = self.phase[id_]
+            lives_on = which == Phase.STEP and self.phase[v.node] != which
+            if not lives_on and v not in kept and v.node not in self.targets:
+                found[which][id_] = (*found[which].get(id_, ()), self.slots[v])
+        return found
 
     def _warnings(self, state: set[Value]) -> Iterable[Fault]:
         for id_ in self.order[Phase.SETUP]:

@@ -31,20 +31,28 @@ class Gradients:
     leads_to_loss: frozenset[str]
 
     @cached_property
-    def on_path(self) -> set[str]:
-        """The nodes that must build an autograd graph."""
-        return {id_ for step in self.steps.values() for id_ in step.path}
+    def through(self) -> dict[str, list[BackwardStep]]:
+        """The nodes that must build an autograd graph, each with the backward steps that pass it."""
+        found: dict[str, list[BackwardStep]] = {}
+        for step in self.steps.values():
+            for id_ in step.path:
+                found.setdefault(id_, []).append(step)
+        return found
+
+    @cached_property
+    def changed(self) -> set[Value]:
+        """The models that a backward step is for."""
+        return {step.model for step in self.steps.values()}
 
     def crossed_only(self, id_: str, wiring: Wiring, root: dict[Value, Value]) -> tuple[str, ...]:
         """The model inputs of a node whose parameters no backward pass through it wants."""
-        if id_ not in self.on_path:
+        if id_ not in self.through:
             return ()
-        wanted = {step.model for step in self.steps.values() if id_ in step.path}
-        changed = {step.model for step in self.steps.values()}
+        wanted = {step.model for step in self.through[id_]}
         return tuple(
             name
             for name, value in wiring.links[id_].items()
-            if root[value] in changed - wanted and wiring.value_types[value].is_a(nn.Module)
+            if root[value] in self.changed and root[value] not in wanted and wiring.value_types[value].is_a(nn.Module)
         )
 
     def retained(self, order: Iterable[str]) -> set[str]:
@@ -70,7 +78,7 @@ def gradients(wiring: Wiring, nodes: set[str], root: dict[Value, Value]) -> Grad
         before_loss = nx.ancestors(flow, loss.node) | {loss.node} if loss.node in flow else set()
         leading |= before_loss
         sources = {n for n in before_loss if any(root[v] == root[model] for v in wiring.links[n].values())}
-        after = set(sources).union(*(nx.descendants(flow, n) for n in sources))
+        after = {n for layer in nx.bfs_layers(flow, sources) for n in layer}
         steps[id_] = BackwardStep(id_, root[model], frozenset(after & before_loss))
     return Gradients(steps, frozenset(leading))
 

@@ -69,12 +69,13 @@ def phase_order(
     edges.add_nodes_from(in_file_order)
     edges.add_edges_from((a, b) for a, b in wiring.dag.edges if a in mine and b in mine)
     _add_mutations(edges, wiring, mine, found)
-    if fault := _refusal(edges, wiring):
-        return [], [fault]
-    _add_buffers(edges, wiring, mine, found, rank)
-    if fault := _refusal(edges, wiring):
-        return [], [fault]
-    return list(nx.lexicographical_topological_sort(edges, rank.__getitem__)), []
+    try:
+        order = list(nx.lexicographical_topological_sort(edges, rank.__getitem__))
+        if _add_buffers(edges, wiring, mine, found, order):
+            order = list(nx.lexicographical_topological_sort(edges, rank.__getitem__))
+    except nx.NetworkXUnfeasible:
+        return [], [_refusal(edges, wiring)]
+    return order, []
 
 
 def _add_mutations(edges: nx.DiGraph[str], wiring: Wiring, mine: set[str], found: Gradients) -> None:
@@ -87,26 +88,30 @@ def _add_mutations(edges: nx.DiGraph[str], wiring: Wiring, mine: set[str], found
             if r == m:
                 continue
             edges.add_edge(r, m, reader=r, value=value, mutator=m)
-            for step in found.steps.values():
-                if r in step.path and step.node != m and step.node in mine:
+            for step in found.through.get(r, ()):
+                if step.node != m and step.node in mine:
                     edges.add_edge(step.node, m, reader=r, value=value, mutator=m, backward=step.node)
 
 
-def _add_buffers(
-    edges: nx.DiGraph[str], wiring: Wiring, mine: set[str], found: Gradients, rank: Mapping[str, int]
-) -> None:
-    """Training passes over one model change its buffers: one after another in the file's order, then the others."""
-    position = {n: i for i, n in enumerate(nx.lexicographical_topological_sort(edges, rank.__getitem__))}
+def _add_buffers(edges: nx.DiGraph[str], wiring: Wiring, mine: set[str], found: Gradients, order: list[str]) -> bool:
+    """Training passes over one model change its buffers: one after another in the file's order, then the others.
+
+    False where there are none.
+    """
+    any_training = False
+    position = {n: i for i, n in enumerate(order)}
     for value, nodes in readers(wiring, mine).items():
         if not wiring.value_types[value].is_a(nn.Module):
             continue
         training = sorted((n for n in nodes if is_training(wiring, n, found)), key=position.__getitem__)
         if not training:
             continue
+        any_training = True
         edges.add_edges_from(pairwise(training), value=value, buffers=True)
-        for other in nodes:
-            if other not in training and not _changes(wiring, other, value):
+        for other in set(nodes).difference(training):
+            if not _changes(wiring, other, value):
                 edges.add_edge(training[-1], other, value=value, buffers=True)
+    return any_training
 
 
 def is_training(wiring: Wiring, id_: str, found: Gradients) -> bool:
@@ -118,12 +123,8 @@ def _changes(wiring: Wiring, id_: str, value: Value) -> bool:
     return bool(_mutated(wiring, id_, value))
 
 
-def _refusal(edges: nx.DiGraph[str], wiring: Wiring) -> Fault | None:
-    try:
-        cycle = nx.find_cycle(edges)
-    except nx.NetworkXNoCycle:
-        return None
-    steps = [(a, b, edges.edges[a, b]) for a, b, *_ in cycle]
+def _refusal(edges: nx.DiGraph[str], wiring: Wiring) -> Fault:
+    steps = [(a, b, edges.edges[a, b]) for a, b, *_ in nx.find_cycle(edges)]
     for kind in ("backward", "mutator", "buffers"):
         for _, b, why in steps:
             if kind in why:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import StrEnum
 
-import networkx as nx
-
 from sr_pipeline.check import Value, Wiring
 from sr_pipeline.errors import Fault, GraphError, UsageError, nearest
 
@@ -32,8 +30,8 @@ def phases(wiring: Wiring) -> dict[str, Phase]:
     if stream_of(wiring) is None:
         return dict.fromkeys(wiring.dag, Phase.SETUP)
     found: dict[str, Phase] = {}
-    faults = []
-    for id_ in nx.lexicographical_topological_sort(wiring.dag, file_order(wiring).__getitem__):
+    faults: dict[str, Fault] = {}
+    for id_ in wiring.order:
         made = wiring.types[id_]
         sources = {name: _phase_of_value(wiring, value, found) for name, value in wiring.links[id_].items()}
         if Phase.FINISH in sources.values():
@@ -42,13 +40,13 @@ def phases(wiring: Wiring) -> dict[str, Phase]:
             if late or made.kind == "reducer":
                 each = ", ".join(late) or "it is a reducer"
                 what = f"needs a value of each step ({each}) and one that a reducer gives after the last"
-                faults.append(Fault(wiring.where(id_), what, "put a reducer between"))
+                faults[id_] = Fault(wiring.where(id_), what, "put a reducer between")
         elif made.kind != "function" or Phase.STEP in sources.values() or "step" in made.injected.values():
             found[id_] = Phase.STEP
         else:
             found[id_] = Phase.SETUP
     if faults:
-        raise GraphError(faults)
+        raise GraphError(faults[id_] for id_ in wiring.types if id_ in faults)
     return found
 
 
@@ -63,7 +61,7 @@ def file_order(wiring: Wiring) -> dict[str, int]:
 def roots(wiring: Wiring) -> dict[Value, Value]:
     """Each value that is a changed one, to the value that it was when its object was made; others to themselves."""
     found: dict[Value, Value] = {}
-    for id_ in nx.topological_sort(wiring.dag):
+    for id_ in wiring.order:
         made = wiring.types[id_]
         for n in range(len(made.outputs)):
             found[Value(id_, n)] = Value(id_, n)
@@ -113,4 +111,5 @@ def needed_nodes(
 def _mutators_read(
     id_: str, wiring: Wiring, root: dict[Value, Value], mutators: dict[Value, list[str]]
 ) -> Iterable[str]:
-    return [m for value in wiring.links[id_].values() for m in mutators.get(root[value], ())]
+    """The mutators of what a node reads; taken out of ``mutators``, because once is enough."""
+    return [m for value in wiring.links[id_].values() for m in mutators.pop(root[value], ())]

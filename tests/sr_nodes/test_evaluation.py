@@ -18,6 +18,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from sr_nodes.assets import graphs
+from sr_nodes.commands import COMMANDS
 from sr_nodes.evaluation import PAPER, Evaluate, evaluation_report, evaluation_table, sheet_path
 from sr_nodes.metrics import psnr
 from sr_nodes.pairs import Label, image_pairs
@@ -271,6 +272,12 @@ def test_command_with_a_further_figure(tmp_path: Path) -> None:
     assert list(image) == ["name", "psnr_y", "ssim_y", "psnr_rgb", "ms_ssim"]
     (pair,) = image_pairs(str(tmp_path / "mine"))
     assert image["ms_ssim"] == pytest.approx(ms_ssim(upscaler("nearest")(pair.lr), pair.hr), abs=1e-9)
+
+
+@pytest.mark.parametrize("names", ["ms_ssim", "lpips", "ms_ssim,lpips", "lpips,ms_ssim"])
+def test_further_figures_in_any_order(names: str) -> None:
+    flags = {flag.name: flag for command in COMMANDS if command.name == "evaluate" for flag in command.flags}
+    assert flags["--also"].read(names) == names.split(",")
 
 
 def test_a_picture_that_is_too_small_is_named_and_so_is_the_flag(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ import torchvision
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sr_nodes.assets import resolve
 from sr_nodes.features import Layer, VGG19Features, vgg19, vgg_loss
 from sr_nodes.types import FeatureNet
+from sr_pipeline.paths import resolve
 
 BUNDLED = "sr_nodes:weights/vgg19_features_8bit.safetensors"
 MEAN, STD = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]).view(2, 1, 3, 1, 1)
@@ -206,19 +206,19 @@ def test_torchvision_out_of_reach_is_told(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 no zip", b"\x80\x02garbage", b"12\n", b"]a."])
 def test_a_pth_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.pth").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.pth cannot be read as a dictionary of tensors"):
+    with pytest.raises(ValueError, match=r"a\.pth is damaged, or no file of torch's"):
         vgg19("11", str(tmp_path / "a.pth"))
 
 
 def test_a_pickled_program_is_refused(tmp_path: Path) -> None:
     torch.save(nn.ReLU(), tmp_path / "a.pth")
-    with pytest.raises(ValueError, match=r"a\.pth cannot be read as a dictionary of tensors"):
+    with pytest.raises(ValueError, match=r"a\.pth is refused: it pickles more than tensors"):
         vgg19("11", str(tmp_path / "a.pth"))
 
 
 def test_other_contents_are_refused(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "a.pth")
-    with pytest.raises(ValueError, match="holds a list; give a dictionary of tensors"):
+    with pytest.raises(ValueError, match="holds no tensors but a list; give a dictionary of tensors"):
         vgg19("11", str(tmp_path / "a.pth"))
     with pytest.raises(ValueError, match=r"there is no file .*b\.pth"):
         vgg19("11", str(tmp_path / "b.pth"))

@@ -166,7 +166,7 @@ def test_an_export_of_channels_last_weights_is_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize("filename", ["", ".", "..", "../a", "/tmp/a", "a/../../b", "folder"])
 def test_an_export_stays_inside_the_runs_folder(tmp_path: Path, filename: str) -> None:
     (tmp_path / "run/folder").mkdir(parents=True)
-    with pytest.raises(ValueError, match="is no file inside the run's folder"):
+    with pytest.raises(ValueError, match=r"is (outside of the run's folder|no name|a folder); give a"):
         export_generator(small(), filename, run_dir=tmp_path / "run")
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["folder", "run"]
 

@@ -162,6 +162,8 @@ def test_what_is_ready_is_not_made_again() -> None:
     ready = prepared(srresnet(blocks=1, channels=4))
     assert prepared(ready) is ready
     assert prepared(ready, "fp32", CPU) is ready
+    numbered = prepared(ready, device=torch.device("cpu:0"))  # whose tensors say cpu, as those on cuda say cuda:0
+    assert prepared(numbered) is numbered
     other = prepared(ready, "bf16")
     assert other is not ready
     assert other.precision == "bf16"

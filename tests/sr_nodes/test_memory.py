@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 from torch import nn
 
 from sr_nodes import memory
-from sr_nodes.memory import Peak, bytes_per_pixel, free_bytes, is_out_of_memory
+from sr_nodes.discriminators import discriminator
+from sr_nodes.memory import Budget, Peak, bytes_per_pixel, free_bytes, is_out_of_memory
 
 
 def test_the_peak_is_what_lives_at_once() -> None:
@@ -84,3 +86,28 @@ def test_torchs_own_error_is_known() -> None:
     with pytest.raises(RuntimeError, match="you tried to allocate") as caught:
         torch.empty(1 << 55)
     assert is_out_of_memory(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "size"),
+    [
+        (lambda: torch.zeros(10, 10), 400),
+        (lambda: torch.empty(100, dtype=torch.float64), 800),
+        (lambda: torch.rand(5, 2), 40),
+        (lambda: nn.Conv2d(3, 4, 5), 4 * (3 * 4 * 25 + 4)),
+        (lambda: nn.Linear(7, 3, bias=False), 84),
+        (lambda: torch.full((9,), 2.0), 36),
+    ],
+)
+def test_a_budget_is_kept_to_the_byte(make: Callable[[], object], size: int) -> None:
+    with Budget(size, "too much"):
+        make()
+    with pytest.raises(ValueError, match=r"^too much$"), Budget(size - 1, "too much"):
+        make()
+
+
+def test_a_network_larger_than_the_memory_is_refused_before_it_is_made() -> None:
+    with pytest.raises(
+        ValueError, match=r"^this network's weights need more than the [\d.]+ GB that are free; make it"
+    ):
+        discriminator(crop=1024, channels=1024, dense=65536)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+import toys
+from sr_nodes import optim
 from sr_nodes.optim import adam, adamw, copy_model, cosine_schedule, ema, optimizer_step, step_schedule
 from sr_pipeline.node import node_type
+from sr_pipeline.registry import Registry
+from sr_pipeline.run import run
 from sr_pipeline.sockets import Reporter
 
 
@@ -58,7 +63,7 @@ OPTIONS: dict[str, Any] = {"learning_rate": 0.01, "beta1": 0.8, "beta2": 0.95, "
 def test_steps_are_those_of_a_loop_written_by_hand(make: Any, library: Any) -> None:
     model, by_hand = network(), network()
     ours = make(model, **OPTIONS)
-    theirs = library(by_hand.parameters(), lr=0.01, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1)
+    theirs = library(by_hand.parameters(), lr=0.01, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.1, fused=True)
     for step in range(5):
         with torch.enable_grad():
             loss = loss_of(model, step)
@@ -184,6 +189,175 @@ def test_a_step_that_fails_in_its_backward_pass_keeps_the_rate() -> None:
     assert optimizer.param_groups[0]["lr"] == 0.1
 
 
+# clipping
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.floats(1e-3, 10), st.integers(0, 50))
+def test_clipping_scales_all_gradients_by_one_factor(clip_norm: float, seed: int) -> None:
+    model = network(seed)
+    gradients = torch.autograd.grad(loss_of(model), list(model.parameters()))
+    norm = torch.cat([g.flatten() for g in gradients]).double().norm().item()
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer_step(loss_of(model), model, torch.optim.SGD(model.parameters(), lr=1), clip_norm=clip_norm)
+    factor = min(1, clip_norm / norm)
+    for now, then, gradient in zip(model.parameters(), before, gradients, strict=True):
+        torch.testing.assert_close(now, then - factor * gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_a_gradient_shorter_than_the_clip_is_left_to_the_bit() -> None:
+    clipped, free = network(), network()
+    optimizer_step(loss_of(clipped), clipped, adam(clipped), clip_norm=1e6)
+    optimizer_step(loss_of(free), free, adam(free))
+    assert same(state(clipped), state(free))
+
+
+# accumulation
+
+
+def without_batch_norm(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+
+
+@pytest.mark.parametrize("number", [2, 3, 5])
+@pytest.mark.parametrize("clip_norm", [None, 0.05])
+def test_accumulated_steps_are_one_step_on_the_larger_batch(number: int, clip_norm: float | None) -> None:
+    """Four updates of Adam, in float64: the parts of a batch one by one against a loop by hand over the whole of it."""
+    model, by_hand = without_batch_norm(), without_batch_norm()
+    ours, theirs = adam(model, 0.01), torch.optim.Adam(by_hand.parameters(), 0.01)
+    for update in range(4):
+        whole = torch.rand(4 * number, 3, generator=rng(update), dtype=torch.float64)
+        for part in whole.chunk(number):
+            optimizer_step((model(part) - 1).square().mean(), model, ours, accumulate=number, clip_norm=clip_norm)
+        theirs.zero_grad()
+        torch.autograd.backward((by_hand(whole) - 1).square().mean())
+        if clip_norm is not None:
+            norm = torch.cat([p.grad.flatten() for p in by_hand.parameters() if p.grad is not None]).norm()
+            assert norm > clip_norm
+            for p in by_hand.parameters():
+                p.grad = p.grad * clip_norm / norm if p.grad is not None else None
+        theirs.step()
+    difference = max((a - b).abs().max().item() for a, b in zip(model.parameters(), by_hand.parameters(), strict=True))
+    assert difference < 1e-8  # 6e-17 without clipping, whose factor has 1e-6 added to the norm
+
+
+def test_gradients_are_averaged_once() -> None:
+    """Gradients of 1, 5 and 6, at a rate of 1: the weight moves by their mean, 4, and not before the third."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1)
+    weights = []
+    for slope in (1, 5, 6, 1, 1, 1, 7):
+        optimizer_step(slope * model.weight.sum(), model, optimizer, accumulate=3)
+        weights.append(model.weight.item())
+    assert weights == [0, 0, -4, -4, -4, -5, -5]
+    assert model.weight.grad is None
+
+
+def test_a_parameter_that_only_some_of_the_steps_reach() -> None:
+    model = nn.ParameterList([torch.zeros(1) for _ in range(3)])
+    optimizer = torch.optim.SGD(model.parameters(), lr=1)
+    for reached in (0, 1, 0, 1):
+        optimizer_step(2 * model[reached].sum(), model, optimizer, accumulate=4)
+    assert [p.item() for p in model] == [-1, -1, 0]
+
+
+def test_fewer_to_accumulate_takes_what_there_is() -> None:
+    """A run that is resumed with another number: those that wait and the new one are averaged."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1)
+    for slope, number in ((1, 5), (2, 5), (6, 2), (8, 1)):
+        optimizer_step(slope * model.weight.sum(), model, optimizer, accumulate=number)
+    assert model.weight.item() == -(1 + 2 + 6) / 3 - 8
+
+
+def test_two_steps_of_one_optimizer_share_what_they_accumulate() -> None:
+    """Two updates of D a step, each with accumulate 2: one update a step, against the mean of both."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1)
+    for slope in (1, 3, 5, 7):
+        optimizer_step(slope * model.weight.sum(), model, optimizer, accumulate=2)
+    assert model.weight.item() == -2 - 6
+
+
+def test_a_failed_step_keeps_what_was_accumulated() -> None:
+    model, clean = network(), network()
+    optimizer, reference = adam(model), adam(clean)
+    for n in range(3):
+        if n == 1:
+            spent = loss_of(model, n)
+            torch.autograd.grad(spent, list(model.parameters()))
+            with pytest.raises(RuntimeError, match="second time"):
+                optimizer_step(spent, model, optimizer, accumulate=3)
+        optimizer_step(loss_of(model, n), model, optimizer, accumulate=3)
+        optimizer_step(loss_of(clean, n), clean, reference, accumulate=3)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), clean.parameters(), strict=True))
+
+
+ACCUMULATING = """
+    net = network()
+    opt = adam(net)
+    x = batches(steps=7)
+    y = forward(net, x)
+    loss = distance(y, x)
+    step = optimizer_step(loss, net, opt, learning_rate=0.01, clip_norm=0.5, accumulate=3)
+    export = export(step)
+"""
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("straight")
+    accumulating_run(folder)
+    return folder
+
+
+def accumulating_run(folder: Path, **options: Any) -> None:
+    """The toy network, stepped by the pack's nodes."""
+    toy = [n for n in toys.NODES if n.__name__ not in ("adam", "optimizer_step")]
+    registry = Registry([*toy, optim.adam, optim.optimizer_step])
+    run(toys.graph(ACCUMULATING), registry=registry, device="cpu", run_dir=folder, **options)
+
+
+@pytest.mark.parametrize("stops", [[1], [2], [3], [4], [5, 6], [1, 2, 3, 4, 5, 6]])
+def test_a_run_resumed_amid_an_accumulation_is_bit_identical(tmp_path: Path, straight: Path, stops: list[int]) -> None:
+    done = 0
+    for stop in stops:
+        accumulating_run(tmp_path, stop=toys.stop_after(stop - done), resume=done > 0)
+        done = stop
+    accumulating_run(tmp_path, resume=True)
+    assert toys.state_of(tmp_path) == toys.state_of(straight)
+
+
+def test_what_a_run_ends_on_waits_in_the_checkpoint(tmp_path: Path, straight: Path) -> None:
+    """Seven steps by three: the weights are those of six, and the seventh gradient is used when the run goes on."""
+    accumulating_run(tmp_path / "six", steps=6)
+    six, seven = torch.load(tmp_path / "six" / "export.pt"), torch.load(straight / "export.pt")
+    weights = [name for name in six if "running" not in name and "tracked" not in name]
+    assert all(torch.equal(six[name], seven[name]) for name in weights)
+    waiting = [name for name in toys.state_of(straight)[1] if name.startswith("opt.state.accumulated.gradients")]
+    assert len(waiting) == len(weights) == 6
+    accumulating_run(tmp_path / "nine", steps=9)
+    accumulating_run(tmp_path / "part", stop=toys.stop_after(7))
+    accumulating_run(tmp_path / "part", steps=9, resume=True)
+    assert toys.state_of(tmp_path / "part")[1] == toys.state_of(tmp_path / "nine")[1]
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.floats(0.5, 1, exclude_max=True), st.integers(1, 6))
+def test_ema_over_accumulated_steps_is_a_decay_to_the_power(decay: float, number: int) -> None:
+    """As the docstring says: the weights stand still for n moves, which are one move of d where each is of d^(1/n)."""
+    model, slow, once = without_batch_norm(1), copy_model(without_batch_norm()), copy_model(without_batch_norm())
+    for _ in range(number):
+        ema(model, slow, decay ** (1 / number))
+    ema(model, once, decay)
+    for a, b in zip(slow.parameters(), once.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 def test_the_papers_schedule_drops_after_exactly_1e5_updates() -> None:
     rates = [step_schedule(step=step) for step in (0, 99_999, 100_000, 10**6)]
     assert rates == pytest.approx([1e-4, 1e-4, 1e-5, 1e-5], rel=1e-12)
@@ -264,4 +438,8 @@ def test_the_engine_reads_the_nodes() -> None:
     assert node_type(step_schedule).inputs["drop_at"].type.read("[10, 20]") == (10, 20)
     with pytest.raises(ValueError, match="greater than 0"):
         step.inputs["learning_rate"].type.read("-1.0")
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
+        step.inputs["accumulate"].type.read("0")
+    with pytest.raises(ValueError, match="greater than 0"):
+        step.inputs["clip_norm"].type.read("0.0")
     assert step.inputs["learning_rate"].type.read("null") is None

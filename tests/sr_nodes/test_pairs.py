@@ -161,6 +161,14 @@ def test_stream_goes_through_the_sets_and_starts_anywhere(tmp_path: Path) -> Non
     assert [item.label for item in pair_stream(folders, start=2)] == [Label("two", "00")]
 
 
+def test_stream_names_a_picture_of_which_the_border_leaves_too_little(tmp_path: Path) -> None:
+    folder = str(written(tmp_path, (20, 30), (18, 30)))
+    assert len(list(pair_stream((folder,), scale=2, border=4, least=10))) == 2
+    items = pair_stream((folder,), scale=2, border=4, least=11)
+    with pytest.raises(ValueError, match=r"01\.png has 30x18 pixels, and the metrics need 11 a side within"):
+        list(items)
+
+
 def test_stream_of_two_sets_with_one_name(tmp_path: Path) -> None:
     folders = tuple(str(written(tmp_path / part / "Set5", (8, 8))) for part in ("a", "b"))
     with pytest.raises(ValueError, match="two test sets have one name: Set5, Set5; rename a folder"):

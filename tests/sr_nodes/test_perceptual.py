@@ -11,10 +11,10 @@ import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sr_nodes.assets import resolve
 from sr_nodes.features import Layer, VGG19Features, vgg19, vgg_loss
 from sr_nodes.perceptual import FeaturePyramid, VGG19Layers, perceptual_loss, vgg19_layers
 from sr_pipeline.node import node_type
+from sr_pipeline.paths import resolve
 
 BUNDLED = "sr_nodes:weights/vgg19_features_8bit.safetensors"
 REAL_ESRGAN: tuple[Layer, ...] = ("12", "22", "34", "44", "54")

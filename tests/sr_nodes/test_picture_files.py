@@ -110,6 +110,18 @@ def test_palette_one_bit_and_clear_colours(tmp_path: Path) -> None:
     assert channels(gray).tolist() == [[[7, 0], [9, 255]]]
 
 
+@pytest.mark.parametrize(("bits", "levels"), [(1, [0, 255]), (2, [0, 85, 170, 255]), (4, list(range(0, 256, 17)))])
+def test_the_clear_gray_of_few_bits(bits: int, levels: list[int], tmp_path: Path) -> None:
+    """A PNG names it as it stores it, 1 of 0 to 3, and its pixels are read as 0 to 255."""
+    row = sum(level << bits * (len(levels) - 1 - level) for level in range(len(levels)))
+    packed = (row << -len(levels) * bits % 8).to_bytes(-(-len(levels) * bits // 8), "big")
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", len(levels), 1, bits, 0, 0, 0, 0))
+    rest = chunk(b"tRNS", b"\0\1") + chunk(b"IDAT", zlib.compress(b"\0" + packed)) + chunk(b"IEND", b"")
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + rest)
+    wanted = [[level, 0 if place == 1 else 255] for place, level in enumerate(levels)]
+    assert channels(read_whole(tmp_path / "a.png")).tolist() == [wanted]
+
+
 def test_tiff_of_16_bits_is_kept_in_gray_and_read_as_8_in_colour(tmp_path: Path) -> None:
     gray = noise(5, 7, 1, 65536)
     read = read_whole(saved(tmp_path / "g.tif", PIL.Image.fromarray(gray[:, :, 0])))

@@ -377,7 +377,7 @@ def test_find_pictures(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
     found = [path.relative_to(tmp_path).as_posix() for path in find_pictures(tmp_path)]
-    assert found == ["a.jpeg", "b.PNG", "sub/c.webp", "été 図.tif"]
+    assert found == ["a.jpeg", "b.PNG", "e.gif", "sub/c.webp", "été 図.tif"]
 
 
 def test_find_pictures_below_a_hidden_folder_that_was_asked_for(tmp_path: Path) -> None:
@@ -388,7 +388,7 @@ def test_find_pictures_below_a_hidden_folder_that_was_asked_for(tmp_path: Path) 
 
 def test_find_pictures_without_any(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(ValueError, match=r"holds no picture \(\.avif \.bmp \.jpeg"):
+    with pytest.raises(ValueError, match=r"holds no picture \(\.avif \.bmp \.gif \.jpeg"):
         find_pictures(tmp_path)
     with pytest.raises(ValueError, match=r"nowhere' does not exist; give a folder of pictures"):
         find_pictures(tmp_path / "nowhere")
@@ -447,3 +447,13 @@ def test_load_image(tmp_path: Path) -> None:
     assert load_image("sr_nodes:samples/test/picosdeeuropa.jpg").shape == (1, 3, 768, 1024)
     with pytest.raises(ValueError, match=r"missing\.png: No such file"):
         load_image(str(tmp_path / "missing.png"))
+
+
+def test_a_program_is_no_picture(tmp_path: Path) -> None:
+    """PostScript, for which Pillow would start Ghostscript, under a picture's name."""
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nquit\n")
+    with PIL.Image.open(tmp_path / "a.png") as picture:
+        assert picture.format == "EPS"
+    with pytest.raises(UnreadablePicture, match=r"a\.png: not a picture, or of a kind unknown to Pillow"):
+        read_picture(tmp_path / "a.png")
+    assert decoded_bytes(tmp_path / "a.png") == 0

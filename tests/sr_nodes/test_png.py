@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sr_nodes.png import decode_png16, encode_png16, png_depth, with_prompt
+from sr_nodes.png import decode_png16, encode_png16, png_depth, text_chunks
 
 
 def levels(channels: int, height: int, width: int, seed: int = 0) -> torch.Tensor:
@@ -43,7 +43,7 @@ def test_metadata_is_pillows() -> None:
     exif = PIL.Image.Exif()
     exif[0x010F] = "maker"
     data = encode_png16(
-        levels(4, 3, 2), 6, dpi=(300, 300), icc_profile=b"p" * 200, exif=exif, pnginfo=with_prompt("{}")
+        levels(4, 3, 2), 6, dpi=(300, 300), icc_profile=b"p" * 200, exif=exif, pnginfo=text_chunks("{}")
     )
     with PIL.Image.open(BytesIO(data)) as picture:
         picture.load()

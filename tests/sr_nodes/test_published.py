@@ -27,8 +27,9 @@ from public_codes import (
 )  # fmt: skip
 from sr_nodes.generators import export_generator, generate, load_generator, load_weights
 from sr_nodes.layouts import LAYOUTS
-from sr_nodes.published import read_tensors, recognise
+from sr_nodes.published import recognise
 from sr_nodes.srresnet import srresnet
+from sr_nodes.weight_files import read_tensors
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -116,6 +116,17 @@ def test_beyond_the_limit_it_is_none(limit: int, radius: int | None) -> None:
     assert receptive_radius(net, limit) == radius
 
 
+def far_blocks(lr: Tensor) -> Tensor:
+    """Each SR pixel is of the blocks of 16 pixels that are up to three blocks and a pixel away from it."""
+    blocks = F.conv2d(F.avg_pool2d(lr, 16, ceil_mode=True), torch.ones(3, 1, 1, 7), padding=(0, 3), groups=3)
+    pixels = blocks.repeat_interleave(16, 2).repeat_interleave(16, 3)[..., : lr.shape[2], : lr.shape[3]]
+    return F.conv2d(pixels, torch.ones(3, 1, 1, 3), padding=(0, 1), groups=3)
+
+
+def test_the_limit_itself_on_the_largest_grid() -> None:
+    assert receptive_field(Small(far_blocks), limit=64) == Field(64, grid=16)
+
+
 def test_a_diverged_generator_has_no_field() -> None:
     generator = srresnet(blocks=1, channels=3)
     nn.init.constant_(generator.get_parameter("tail.bias"), torch.nan)

@@ -65,6 +65,17 @@ def paper_rrdbnet(weights: dict[str, Tensor], features: Tensor, blocks: int) -> 
     return conv(lrelu(conv(x, "conv_hr")), "conv_last")
 
 
+def test_overwritten_activations_change_nothing_and_leave_the_input() -> None:
+    """Without gradients, activations are written over their inputs; with them, what the backward pass needs stays."""
+    model, lr = rrdbnet(**SMALL, rng=rng()), noise(1, 3, 8, 8)
+    before = lr.clone()
+    with torch.no_grad():
+        found = model(lr)
+    assert torch.equal(found, model(lr))
+    assert torch.equal(lr, before)
+    model(lr).sum().backward()
+
+
 @pytest.mark.parametrize(("scale", "fold"), [(4, 1), (2, 2), (1, 4)])
 def test_the_network_is_the_papers_with_pixels_folded(scale: Any, fold: int) -> None:
     model = rrdbnet(scale, **SMALL, rng=rng()).double()

@@ -17,12 +17,13 @@ from sr_nodes.losses import l1_loss, relativistic_discriminator_loss, relativist
 from sr_nodes.perceptual import perceptual_loss, vgg19_layers
 from sr_nodes.rrdbnet import rrdbnet
 from sr_pipeline.errors import GraphError
-from sr_pipeline.events import Channel, read_metrics
+from sr_pipeline.events import Channel
 from sr_pipeline.execute import Context, Executor
 from sr_pipeline.graph import Entry, Graph, Link
 from sr_pipeline.plan import compile_plan
 from sr_pipeline.registry import Registry
 from sr_pipeline.run import run
+from sr_pipeline.sinks import read_metrics
 from sr_pipeline.sockets import SeedSource
 
 STEPS, SEED = 3, 7
@@ -108,7 +109,7 @@ def test_esrgan_with_the_unet_is_bit_identical_to_a_straight_loop(registry: Regi
     g = rrdbnet(blocks=1, channels=4, growth=4, rng=SeedSource(SEED, "generator").rng(0))
     d = unet_discriminator(channels=2, rng=SeedSource(SEED, "discriminator").rng(0))
     vgg = vgg19_layers(("22",))
-    g_adam, d_adam = (torch.optim.Adam(model.parameters(), lr=1e-4) for model in (g, d))
+    g_adam, d_adam = (torch.optim.Adam(model.parameters(), lr=1e-4, fused=True) for model in (g, d))
     photos = photographs("sr_nodes:samples/train")
     for step, hr in enumerate(random_crops(photos, size=32, batch=2, steps=STEPS, seed=SeedSource(SEED, "hr"))):
         for adam in (g_adam, d_adam):

@@ -110,8 +110,20 @@ def test_tiled_equals_untiled_at_full_width(name: str, size: tuple[int, int] | N
 
 
 @pytest.mark.parametrize("name", ["the paper's srresnet", "a wide rrdbnet"])
-def test_tiled_equals_untiled_at_full_width_once(name: str) -> None:
-    pixels = noise(19, 90)
+@pytest.mark.parametrize("tile", TILES)
+def test_tiled_equals_untiled_at_full_width_on_thin_pictures(name: str, tile: int) -> None:
+    """Every tile size, along rows and along columns, on more than three windows; and on what is smaller than a tile."""
+    long = 3 * (tile + 2 * 40) + 5
+    for size in ((3, long), (long, 2), (tile - 1, 5), (1, 1)):
+        pixels, told = noise(*size), Told()
+        found = enlarge(ready(name), pixels, tile=tile, report=told)
+        assert torch.allclose(found, whole(network(name), pixels), rtol=0, atol=1e-5)
+        assert len(told.steps) == -(-max(size) // tile)
+
+
+@pytest.mark.parametrize("name", ["the paper's srresnet", "a wide rrdbnet"])
+def test_tiled_equals_untiled_at_full_width_in_both_directions(name: str) -> None:
+    pixels = noise(39, 75)
     found = enlarge(ready(name), pixels, tile=37)
     assert torch.allclose(found, whole(network(name), pixels), rtol=0, atol=1e-5)
 
@@ -140,17 +152,23 @@ def test_one_pixel_less_of_overlap_shows() -> None:
     assert not torch.allclose(less, wanted, rtol=0, atol=1e-6)
     assert told.warnings == [
         "tiles are approximate: this srresnet sees as far as 10 pixels, and they overlap by 6; "
-        "give tile none to be exact"
+        "give overlap exact to be exact"
     ]
 
 
-def test_a_constant_picture_is_constant_away_from_its_border() -> None:
-    radius, scale = 40, 4
-    sr = enlarge(ready("srresnet"), torch.full((3, 100, 121), 0.3), tile=16)
+@pytest.mark.parametrize(
+    ("name", "tile"),
+    [("srresnet", 16), ("rrdbnet", 37), ("the paper's srresnet", 64), ("a wide rrdbnet", 64)],
+)
+def test_a_constant_picture_is_constant_away_from_its_border(name: str, tile: int) -> None:
+    field = ready(name).field
+    assert field is not None
+    radius, scale = field.radius, 4
+    sr = enlarge(ready(name), torch.full((3, 2 * radius + 5, 2 * radius + 8), 0.3), tile=tile)
     inside = sr[:, scale * radius : -scale * radius, scale * radius : -scale * radius]
     # One value for each channel and phase of the scale: every LR pixel there looks alike.
     phases = inside.unfold(1, scale, scale).unfold(2, scale, scale)
-    assert phases.shape[1:3] == (20, 41)
+    assert phases.shape[1:3] == (5, 8)
     assert torch.allclose(phases, phases[:, :1, :1].expand_as(phases), rtol=0, atol=1e-6)
     assert not torch.allclose(sr[:, :scale], inside[:, :scale, :1].expand(3, scale, sr.shape[2]), rtol=0, atol=1e-3)
 
@@ -344,7 +362,7 @@ def test_without_overlap_is_not_the_whole() -> None:
     enlarge(Scarce(network("small"), 33 * 33, MemoryError()), noise(64, 128), tile=64, overlap=0, report=told)
     assert told.warnings == [
         "tiles are approximate: this srresnet sees as far as 10 pixels, and they overlap by 0; "
-        "give tile none to be exact",
+        "give overlap exact to be exact",
         "out of memory on cpu: going on with tiles of 32",
     ]
 

@@ -142,6 +142,17 @@ def test_a_model_that_cannot_be_found_names_the_ways_to_get_one(tmp_path: Path) 
         find_upscaler(str(tmp_path / "genrator.safetensors"))
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_of_a_diverged_training_are_refused(tmp_path: Path, value: float) -> None:
+    mine = srresnet(blocks=1, channels=4)
+    torch.nn.init.constant_(mine.get_parameter("tail.bias"), value)
+    export_generator(mine, run_dir=tmp_path)
+    with pytest.raises(
+        ValueError, match=r"has values in tail\.bias that are not finite .*: its training diverged; give"
+    ):
+        find_upscaler(str(tmp_path / "generator.safetensors"))
+
+
 def test_a_reason_that_both_loaders_have_is_told_once(tmp_path: Path) -> None:
     contents = {"bad.safetensors": b"no weights", "bad.pth": b"PK", "bad.onnx": b"", "bad": b""}
     for name, content in contents.items():

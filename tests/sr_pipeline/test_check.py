@@ -11,7 +11,7 @@ import pytest
 from torch import nn
 
 from sr_pipeline.check import check, with_settings
-from sr_pipeline.errors import GraphError, PipelineError, UsageError
+from sr_pipeline.errors import MAX_FAULTS, GraphError, PipelineError, UsageError
 from sr_pipeline.graph import Graph, Link
 from sr_pipeline.node import node
 from sr_pipeline.plan import compile_plan
@@ -213,3 +213,13 @@ def test_nothing_else_than_a_module_is_a_model() -> None:
     graph = graph_of(model=Link("module"))
     graph.add(module, id="module")
     assert check(graph, TOYS.with_nodes([module])).links["use"] == {"model": ("module", 0)}
+
+
+def test_a_thousand_faults_of_wiring_are_told_as_a_hundred() -> None:
+    graph = Graph()
+    for number in range(1000):
+        graph.add("u" * 10**4 if number % 2 else "use", x=Link("n" * 10**4, "o" * 10**4))
+    with pytest.raises(GraphError, match=r"graph: and more; mend these first$") as error:
+        check(graph, TOYS)
+    assert len(error.value.faults) == MAX_FAULTS + 1
+    assert len(str(error.value)) < 50_000

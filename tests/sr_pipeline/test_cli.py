@@ -10,11 +10,13 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from sr_pipeline import __version__
 from sr_pipeline.cli import app
 from sr_pipeline.errors import GraphError, PipelineError, UsageError
+from sr_pipeline.graph import Graph
 from sr_pipeline.shipped import find_graph
 
 BROKEN = Path(__file__).parent / "broken"
@@ -220,3 +222,32 @@ def test_a_file_is_preferred_to_a_shipped_graph_of_its_name(tmp_path: Path, monk
     (tmp_path / "upscale").write_text('{"mine": {"class_type": "bicubic"}}', encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     assert list(find_graph("upscale").nodes) == ["mine"]
+
+
+def test_a_run_is_repeated_by_its_folder_and_flags_go_on_top(tmp_path: Path) -> None:
+    tiny = ["generator.blocks=1", "generator.channels=4", "discriminator.channels=2", "discriminator.dense=4"]
+    tiny += ["start.weights=null", "vgg.layer=22", "hr.batch=1", "pairs.crop=32"]
+    settings = [word for setting in tiny for word in ("--set", setting)]
+    first, second, third = (tmp_path / name for name in "abc")
+    output("run", "quickstart", *settings, "--steps", "2", "--seed", "5", "--deterministic", "--run-dir", first)
+    output("run", first, "--run-dir", second)
+    for name in ("graph.json", "run.json", "metrics.csv"):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+    weights = [load_file(folder / "generator.safetensors") for folder in (first, second)]
+    assert all(weights[0][name].numpy().tobytes() == t.numpy().tobytes() for name, t in weights[1].items())
+    assert json.loads((second / "run.json").read_text())["settings"]["deterministic"]
+    output("run", first, "--run-dir", third, "--steps", "1", "--no-deterministic")
+    changed = json.loads((third / "run.json").read_text())["settings"]
+    assert [changed[name] for name in ("seed", "steps", "deterministic")] == [5, 1, False]
+
+
+def test_a_graph_file_is_limited_where_a_folder_is_allowed(tmp_path: Path) -> None:
+    path = tmp_path / "g.json"
+    graph = Graph()
+    graph.add("save_image", image=graph.add("load_image", path="/a/b.png"))
+    graph.save(path)
+    output("validate", path)
+    assert invoke("validate", path, "--allow-folder", tmp_path).exit_code == 2
+    output("validate", path, "--allow-folder", "/a")
+    assert isinstance(invoke("plan", path, "--allow-folder", tmp_path).exception, GraphError)
+    assert isinstance(invoke("run", path, "--allow-folder", tmp_path).exception, GraphError)

@@ -52,7 +52,7 @@ def plain(events: list[Event], every: float = 10.0) -> list[str]:
 
 def test_a_pipe_is_given_a_plain_line_a_notice() -> None:
     assert plain(EVENTS) == [
-        "train  on cpu  seed 3  into runs/x",
+        "train  on cpu (fp32, contiguous)  seed 3  into runs/x",
         "setup: net",
         "warning: net: is small",
         "resumed from step 9",
@@ -97,7 +97,12 @@ def live(events: list[Event]) -> str:
 
 def test_a_terminal_shows_step_rate_time_left_and_scalars() -> None:
     shown = live([*EVENTS, Scalar(11, "loss", 0.75)])
-    for text in ("train  on cpu  seed 3", "warning: net: is small", "wrote a.png", "done after step 100, 1:02:05"):
+    for text in (
+        "train  on cpu (fp32, contiguous)  seed 3",
+        "warning: net: is small",
+        "wrote a.png",
+        "done after step 100, 1:02:05",
+    ):
         assert text in shown
     assert "step 11/100  2 steps/s  0:00:44 left" in shown
     assert re.search(r"scalar +now +mean +course", shown)

@@ -21,8 +21,6 @@ from sr_pipeline.events import (
     Event,
     Failed,
     ImageWritten,
-    JsonLines,
-    MetricsCsv,
     NodeProgress,
     NodeReporter,
     NodeStarted,
@@ -32,8 +30,8 @@ from sr_pipeline.events import (
     Saved,
     Scalar,
     Warned,
-    read_metrics,
 )
+from sr_pipeline.sinks import JsonLines, MetricsCsv, read_metrics
 
 # bundles
 
@@ -156,6 +154,35 @@ def test_any_number_is_valid_json_and_comes_back(tmp_path: Path, value: float) -
         sink(Scalar(1, "x", value))
     back = float(strict(path.read_text())["value"])
     assert back == value or (math.isnan(back) and math.isnan(value))
+
+
+def test_in_events_jsonl_each_step_is_told_once(tmp_path: Path) -> None:
+    """What is told of steps that are done again is dropped; what was done once stays, and so does any other line."""
+    path = tmp_path / "events.jsonl"
+    with closing(JsonLines(path)) as sink:
+        for event in (Scalar(0, "made", 1.0), *EVENTS[3:9], Scalar(6, "loss", math.nan), Scalar(6, "b\u2028", 1.0)):
+            sink(event)
+    path.write_bytes(path.read_bytes() + b'not JSON\n{"type": "scalar", "step": 7, "name": "lo')
+    with closing(JsonLines(path)) as sink:
+        sink(Scalar(0, "made", 1.0))
+        sink(Resumed(5))
+        sink(Scalar(6, "loss", 0.5))
+        sink(ImageWritten(6, "preview", "b.png"))
+    with closing(JsonLines(path)) as sink:
+        sink(Resumed(4))
+        sink(Scalar(5, "loss", 0.25))
+    lines = path.read_text().splitlines()
+    assert lines.pop(4) == "not JSON"
+    told = [(e["type"], e.get("step"), e.get("name", "")) for e in map(json.loads, lines)]
+    assert told == [
+        ("scalar", 0, "made"),
+        ("resumed", 4, ""),
+        ("warning", None, ""),
+        ("saved", 5, ""),
+        ("resumed", 5, ""),
+        ("resumed", 4, ""),
+        ("scalar", 5, "loss"),
+    ]
 
 
 # metrics.csv

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sr_pipeline.errors import GraphError
-from sr_pipeline.graph import MAX_BYTES, MAX_DEPTH, Entry, Graph, Link, Ref
+from sr_pipeline.errors import MAX_FAULTS, GraphError
+from sr_pipeline.graph import MAX_BYTES, MAX_DEPTH, MAX_NODES, Entry, Graph, Link, Ref
 from sr_pipeline.node import node
 
 SHIPPED = sorted((Path(__file__).parents[2] / "graphs").glob("*.json"))
@@ -251,3 +251,23 @@ def test_any_text_is_a_graph_or_refused_with_its_source(content: str) -> None:
         wrong = []
         assert Graph.parse(graph.to_json()) == graph
     assert not wrong
+
+
+def test_a_graph_has_so_many_nodes_and_no_more() -> None:
+    nodes = {f"n{number}": {"class_type": "a"} for number in range(MAX_NODES)}
+    assert len(Graph.parse(json.dumps(nodes)).nodes) == MAX_NODES
+    with pytest.raises(GraphError, match=f"^graph: found {MAX_NODES + 1} nodes; a graph has at most {MAX_NODES}$"):
+        Graph.parse(json.dumps({**nodes, "more": {"class_type": "a"}}))
+
+
+def test_a_thousand_faults_are_told_as_a_hundred() -> None:
+    with pytest.raises(GraphError, match=r"and more: this is no graph; mend these first$") as error:
+        Graph.parse(json.dumps({f"n{number}": 1 for number in range(1000)}))
+    assert len(error.value.faults) == MAX_FAULTS + 1
+
+
+def test_names_without_end_are_told_cut_short() -> None:
+    text = json.dumps({"n" * 10**6: {"x" * 10**6: 1, "class_type": "a", "inputs": {"i" * 10**6: ["m" * 10**6]}}})
+    with pytest.raises(GraphError, match=r"graph: 'n+\.\.\.: unknown key 'x+\.\.\.;") as error:
+        Graph.parse(text)
+    assert len(str(error.value)) < 1000

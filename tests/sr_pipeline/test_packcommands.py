@@ -12,9 +12,10 @@ from typer.testing import CliRunner
 
 from sr_pipeline import packcommands
 from sr_pipeline.command import Command, Flag
-from sr_pipeline.errors import UsageError
-from sr_pipeline.events import Event, NodeProgress, Progress
-from sr_pipeline.packcommands import with_total
+from sr_pipeline.errors import Fault, GraphError, NodeRunError, PipelineError, UsageError
+from sr_pipeline.events import Event, NodeProgress, NodeStarted, Progress, RunStarted, Saved, Warned
+from sr_pipeline.graph import Graph
+from sr_pipeline.packcommands import Told, in_flags
 
 COMMAND = Command(
     name="grow",
@@ -43,7 +44,7 @@ def values(monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[dict[str, Any]
     monkeypatch.setattr(packcommands, "_run", lambda *given: calls.append(given))
     result = invoke(*words)
     assert result.exit_code == 0, result.output
-    ((_, found, _, _, _, pipes),) = calls
+    ((_, found, _, _, _, _, pipes),) = calls
     return found, pipes
 
 
@@ -72,7 +73,7 @@ def test_mistakes_exit_with_2(words: list[str], error: str) -> None:
 
 def test_the_total_of_a_stream_that_tells_it() -> None:
     heard: list[Event] = []
-    tell = with_total(heard.append, frozenset({"pictures"}))
+    tell = Told(heard.append, "grow", frozenset({"pictures"}), kept=True)
     tell(Progress(1, None, 2.0))
     tell(NodeProgress("tiles", 3, 99))
     tell(Progress(2, None, 2.0))
@@ -81,6 +82,56 @@ def test_the_total_of_a_stream_that_tells_it() -> None:
     tell(Progress(4, 7, 2.0))
     assert [event.total for event in heard if isinstance(event, Progress)] == [None, None, 10, 7]
     assert len(heard) == 6
+    assert tell.total == 10
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_of_a_temporary_folder_nothing_is_said_and_of_nodes_only_what_they_warn_of(kept: bool) -> None:
+    heard: list[Event] = []
+    tell = Told(heard.append, "grow", frozenset(), kept)
+    spoken: list[Event] = [RunStarted("g", "runs/g", 0, "cpu", 3), NodeStarted("a", "setup"), Saved(1, "runs/g/c")]
+    for event in (*spoken, Warned("a", "is small")):
+        tell(event)
+    assert heard == [*(spoken if kept else []), Warned("grow", "is small")]
+
+
+def failed(where: str, cause: Exception) -> NodeRunError:
+    error = NodeRunError(where, f"shrink failed: {cause}", "its inputs: tile=3")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (GraphError([Fault("g.json: b.tile", "found 0", "write 1"), Fault("g.json: a.inputs", "found 1", "")]),
+         "--tile: found 0; write 1\nIN: found 1"),
+        (GraphError([Fault("g.json: c", "unknown node type", "")]), "g.json: c: unknown node type"),
+        (failed("g.json: a", ValueError("no such picture")), "sr-pipeline grow: no such picture"),
+        (failed("g.json: b", ValueError("too small a tile")), "--tile: too small a tile"),
+        (failed("g.json: c", ValueError("no summary")), "sr-pipeline grow: no summary"),
+        (failed("g.json: b", KeyError("x")), "g.json: b: shrink failed: 'x'; its inputs: tile=3"),
+        (UsageError("--device x", "is no device", ""), "--device x: is no device"),
+    ],
+)  # fmt: skip
+def test_an_error_names_the_flag(error: PipelineError, text: str) -> None:
+    """Users' mistakes are told by the flag; faults of the program keep the place where they are to be mended."""
+    told = in_flags(error, COMMAND, Graph(source="g.json"))
+    assert str(told) == text
+    assert type(told) is type(error)
+
+
+def test_where_the_result_goes_decides_whether_the_folder_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(packcommands, "_run", lambda *given: calls.append(given))
+    flags = (Flag("out", ("a.output",), ""), Flag("--bare", ("a.metadata",), "", switch=True))
+    app = typer.Typer()
+    made = replace(COMMAND, flags=flags, temporary_with="out", sets={"r.strict": False})
+    app.command("grow")(packcommands._callback(made))
+    for words in (["x"], [], ["x", "--run-dir", "runs/x"]):
+        assert CliRunner().invoke(app, words).exit_code == 0
+    assert [kept for _, _, _, _, kept, _, _ in calls] == [False, True, True]
+    assert calls[0][1] == {"r.strict": False, "a.output": "x"}
 
 
 def test_the_usage_names_no_hidden_argument() -> None:
@@ -95,4 +146,4 @@ def test_the_usage_names_no_hidden_argument() -> None:
 def test_a_folder_that_holds_a_run_is_refused_without_a_word_of_resume(tmp_path: Path) -> None:
     (tmp_path / "run.json").touch()
     with pytest.raises(UsageError, match=r"^--run-dir .*: holds a run already; give another folder$"):
-        packcommands._run(COMMAND, {}, "cpu", tmp_path, False, False)
+        packcommands._run(COMMAND, {}, "cpu", tmp_path, True, False, False)

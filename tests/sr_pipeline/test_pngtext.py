@@ -10,6 +10,7 @@ import PIL.Image
 import pytest
 from PIL.PngImagePlugin import PngInfo
 
+from sr_pipeline import pngtext
 from sr_pipeline.pngtext import SIGNATURE, png_text
 
 
@@ -72,3 +73,10 @@ def test_damage_is_refused() -> None:
         read(png((b"zTXt", b"prompt\0\0no stream")))
     with pytest.raises(ValueError, match="utf-8"):
         read(png((b"iTXt", b"prompt\0\0\0\0\0\xff")))
+
+
+def test_a_file_of_empty_chunks_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pngtext, "_MAX_CHUNKS", 1000)
+    empty, text = [(b"IDAT", b"")], (b"tEXt", b"prompt\0x")
+    assert read(png(*empty * 999, text)) == "x"
+    assert read(png(*empty * 1000, text)) is None

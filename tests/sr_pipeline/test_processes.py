@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sr_pipeline.processes import is_running, temporary_folder
+from sr_pipeline.processes import HOST, has_ended, is_running, temporary_folder
 
 
 def test_is_running() -> None:
@@ -19,6 +19,29 @@ def test_is_running() -> None:
     other.communicate(b"\n")
     assert not is_running(other.pid)
     assert not is_running(os.getpid())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there no process is asked for")
+def test_of_another_machine_only_age_tells(tmp_path: Path) -> None:
+    """A process of this machine is asked for, however old its file; of another one's, a number means nothing."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    path = tmp_path / "a"
+    path.touch()
+    assert has_ended(HOST, dead.pid, path)
+    assert not has_ended("elsewhere", dead.pid, path)
+    os.utime(path, (0, 0))
+    assert not has_ended(HOST, os.getppid(), path)
+    assert has_ended("elsewhere", os.getppid(), path)
+    assert not has_ended("elsewhere", dead.pid, tmp_path / "gone")
+
+
+def test_on_windows_no_process_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where asking for a process would end it."""
+    (tmp_path / "a").touch()
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(os, "kill", None)
+    assert not has_ended(HOST, os.getppid(), tmp_path / "a")
 
 
 def test_folders_of_killed_processes_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,9 +18,11 @@ from torch.optim import SGD, Adam
 
 import toys
 from sr_pipeline.errors import CheckpointError, GraphError, UsageError
-from sr_pipeline.events import Done, Progress, Resumed, Saved, read_metrics
+from sr_pipeline.events import Done, Progress, Resumed, Saved, Warned
 from sr_pipeline.graph import Graph
-from sr_pipeline.run import run, with_last
+from sr_pipeline.run import run
+from sr_pipeline.runner import with_last
+from sr_pipeline.sinks import read_metrics
 from sr_pipeline.sockets import SeedSource
 
 # against a loop written by hand
@@ -282,7 +284,7 @@ def test_a_finite_stream_ends_the_run_and_fires(tmp_path: Path) -> None:
 def test_checkpoints_come_as_often_as_asked(tmp_path: Path) -> None:
     heard = toys.Heard()
     toys.run_of(toys.REGRESSION, tmp_path, checkpoint_every=4, sinks=[heard])
-    assert [e.step for e in heard if isinstance(e, Saved)] == [4, 6]
+    assert [e.step for e in heard if isinstance(e, Saved)] == [0, 4, 6]
 
 
 def test_events_tell_the_run(tmp_path: Path) -> None:
@@ -313,8 +315,8 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
         toys.run_of(toys.REGRESSION, tmp_path)
 
 
-def test_a_run_without_a_checkpoint_cannot_be_resumed(tmp_path: Path) -> None:
-    message = f"--run-dir {tmp_path}: there is no checkpoint to resume from"
+def test_a_folder_without_a_run_cannot_be_resumed(tmp_path: Path) -> None:
+    message = f"--run-dir {tmp_path}: there is no run to resume; give the folder of a run, or run without --resume"
     with pytest.raises(UsageError, match=re.escape(message)):
         toys.run_of(toys.REGRESSION, tmp_path, resume=True)
 
@@ -358,27 +360,33 @@ def test_a_faulty_graph_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-FIX = "resume with the graph that the run's folder holds, or start a new run"
+FIX = "resume with the graph that the run's folder holds, or go on with what fits: --allow-changed"
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("net", "model", "it is of another graph: not in it: model; left over: net"),
-        ("mean = mean_of(loss)\n    report = log(mean)", "", "not in it: nothing; left over: mean"),
-        ("network()", "network(width=5)", "'net' has another shape: 0.bias is [3] in the file, [5] in the graph"),
+        ("net", "model", "fits: mean; differs: opt (its model is another); new: model; left over: net"),
+        ("mean = mean_of(loss)\n    report = log(mean)", "", "fits: net, opt; left over: mean"),
+        (
+            "network()",
+            "network(width=5)",
+            "fits: mean; differs: net (0.bias is [3] in the file, [5] in the graph), opt (its model is another)",
+        ),
         (
             "network()",
             "network(False)",
-            "1.num_batches_tracked is [] in the file, absent in the graph",
+            "fits: mean; differs: net (1.num_batches_tracked is [] in the file, absent in the graph), "
+            "opt (an optimizer of other parameters)",
         ),
+        ("adam(net)", "sgd(net)", "fits: mean, net; differs: opt (Adam in the file, SGD in the graph)"),
     ],
 )
 def test_another_graph_is_refused_on_resume_and_harms_nothing(tmp_path: Path, old: str, new: str, message: str) -> None:
     toys.run_of(toys.REGRESSION, tmp_path, stop=toys.stop_after(2))
     graph = (tmp_path / "graph.json").read_text()
     other = re.sub(rf"\b{re.escape(old)}(?!\w)", new, toys.REGRESSION)
-    with pytest.raises(CheckpointError, match=re.escape(f"{message}; {FIX}")):
+    with pytest.raises(CheckpointError, match=re.escape(f": it is of another graph: {message}; {FIX}")):
         toys.run_of(other, tmp_path, resume=True)
     assert (tmp_path / "graph.json").read_text() == graph
     assert toys.run_of(toys.REGRESSION, tmp_path, resume=True).step == 6
@@ -401,8 +409,13 @@ CROSSED = """
 def test_other_unchanged_weights_are_refused_on_resume(tmp_path: Path) -> None:
     toys.run_of(CROSSED.format("vgg", ""), tmp_path, stop=toys.stop_after(2))
     other = CROSSED.format("loaded", "loaded = load(vgg)")
-    with pytest.raises(CheckpointError, match=re.escape(f"the weights of 'vgg' are not those of the run; {FIX}")):
+    message = f"it is of another graph: fits: net, opt; other weights: vgg; {FIX}"
+    with pytest.raises(CheckpointError, match=re.escape(message)):
         toys.run_of(other, tmp_path, resume=True)
+    heard = toys.Heard()
+    assert toys.run_of(other, tmp_path, resume=True, allow_changed=True, sinks=[heard]).step == 6
+    (warning,) = [e for e in heard if isinstance(e, Warned)]
+    assert warning.text == "the graph was changed: fits: net, opt; other weights: vgg"
 
 
 # size
@@ -433,10 +446,4 @@ def test_the_last_item_is_known_and_one_is_read_ahead() -> None:
 def test_files_of_a_run_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").mkdir()
     with pytest.raises(UsageError, match=r"cannot be written: Is a directory: .*events.jsonl; give another folder"):
-        toys.run_of(toys.REGRESSION, tmp_path)
-
-
-def test_a_folder_of_a_run_that_saved_nothing(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text("{}")
-    with pytest.raises(UsageError, match="holds a run that saved no state; remove it or give another folder"):
         toys.run_of(toys.REGRESSION, tmp_path)

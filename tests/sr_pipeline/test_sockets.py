@@ -20,10 +20,13 @@ from sr_pipeline.sockets import (
     Backward,
     Device,
     Every,
+    InputPath,
     Loss,
     Model,
     Mutates,
     Optimizer,
+    OutputName,
+    OutputPath,
     Report,
     RetainGraph,
     Rng,
@@ -234,7 +237,7 @@ def test_no_literal_is_infinite(text: str) -> None:
 @pytest.mark.parametrize(
     ("annotation", "text", "value"),
     [
-        (Path, '"a/b.png"', Path("a/b.png")),
+        (InputPath, '"a/b.png"', "a/b.png"),
         (Mode, '"fast"', Mode.FAST),
         (Size, '{"width": 3}', Size(width=3)),
         (tuple[int, ...], "[1, 2]", (1, 2)),
@@ -257,7 +260,7 @@ def test_a_literal_becomes_what_python_wants(annotation: Any, text: str, value: 
         (float | None, '"1"', "write a number"),
         (str, "null", "write a string"),
         (str | float, "null", "write a string or write a number"),
-        (Path, "3", "write a string"),
+        (OutputName, "3", "write a string"),
         (tuple[int, ...], "3", "write a list"),
         (tuple[int, ...], '[1, "2"]', "item 1: write a whole number"),
         (list[list[int]], "[[1], [2, null]]", "item 1.1: write a whole number"),
@@ -278,12 +281,28 @@ def test_a_refusal_says_what_to_write(annotation: Any, text: str, mend: str) -> 
 @pytest.mark.parametrize(
     ("annotation", "is_json"),
     [
-        *((kind, False) for kind in (Loss, Model, M, nn.Linear, Model | None, list[Image])),
-        *((kind, True) for kind in (Loss | float, float | None, list[int], dict[str, Path], Size)),
+        *((kind, False) for kind in (Loss, Model, M, nn.Linear, Model | None, list[Image], Path)),
+        *((kind, True) for kind in (Loss | float, float | None, list[int], dict[str, InputPath], Size)),
     ],
 )
 def test_what_a_file_can_hold(annotation: Any, is_json: bool) -> None:
     assert socket_type(annotation).is_json is is_json
+
+
+@pytest.mark.parametrize(
+    ("annotation", "use"),
+    [
+        (str, None),
+        (InputPath, "read"),
+        (OutputName | None, "name"),
+        (Annotated[OutputPath | None, Field(max_length=3)], "write"),
+        (tuple[InputPath, ...], "read"),
+        (Literal["a"] | InputPath, "read"),
+        (dict[str, list[InputPath] | None], "read"),
+    ],
+)
+def test_what_is_done_with_a_path(annotation: Any, use: str | None) -> None:
+    assert socket_type(annotation).path == use
 
 
 numbers = st.integers(0, 2**40)

@@ -1,0 +1,38 @@
+"""The command that goes on with a run that was stopped."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+
+from sr_pipeline.events import Event, Resumed, RunStarted, Saved
+
+
+class Again:
+    """A sink that knows how to go on with the run that it hears of; a context that adds this to the run's error.
+
+    ``named``: the folder was given on the command line. ``resumes``: so was ``--resume``.
+    """
+
+    def __init__(self, named: bool, resumes: bool) -> None:
+        self.named, self.resumes = named, resumes
+        self.folder, self.saved = "", False
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, RunStarted):
+            self.folder = event.run_dir
+        self.saved |= isinstance(event, (Saved, Resumed))
+
+    def command(self) -> str:
+        """This process's own command with the run's folder and ``--resume``; empty while no state is saved."""
+        words = ["sr-pipeline", *sys.argv[1:]]
+        words += [] if self.named else ["--run-dir", self.folder]
+        words += [] if self.resumes else ["--resume"]
+        return f"go on with: {shlex.join(words)}" if self.saved else ""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if error is not None and self.saved:
+            error.add_note(self.command())

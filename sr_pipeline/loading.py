@@ -1,0 +1,61 @@
+"""What a command line names: a graph's file, a shipped one, a picture, a workflow of the editor, a run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sr_pipeline.check import with_settings
+from sr_pipeline.folder import RunFolder, differences, find_folder, read_record, recorded_graph
+from sr_pipeline.graph import Graph
+from sr_pipeline.registry import Registry
+from sr_pipeline.server.workflow import to_api
+from sr_pipeline.shipped import find_graph
+
+
+def load(name: str, registry: Registry, changes: Iterable[str] = (), folders: Sequence[Path] = ()) -> Graph:
+    """A graph by its file or name, with each ``node.input=value`` set; if folders are given, it reads no others.
+
+    Raises:
+        GraphError: there is none, or it is faulty.
+        UsageError: a change names no input.
+    """
+    graph = find_graph(name, lambda workflow, source: to_api(workflow, registry, source))
+    return _with(graph, registry, changes, folders)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to run, where, and with which arguments of ``run``; ``warnings`` say what is not as it was."""
+
+    graph: Graph
+    run_dir: Path | None
+    settings: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def to_run(
+    name: str, registry: Registry, changes: Iterable[str], folders: Sequence[Path], run_dir: Path | None, resume: bool
+) -> Order:
+    """A graph to run, a run to go on with (by its folder's graph), or a run's folder to repeat in a new one.
+
+    Raises:
+        GraphError, UsageError: as ``load``; or there is no such run, or its record is damaged.
+    """
+    run = RunFolder(Path(name))
+    repeats = run.record.is_file()
+    if not resume and not repeats:
+        return Order(load(name, registry, changes, folders), run_dir)
+    if not repeats:
+        run = find_folder(run_dir, find_graph(name, lambda _, source: Graph({}, source)))  # its name alone is asked
+    graph = _with(recorded_graph(run), registry, changes, folders)
+    if resume:
+        return Order(graph, run.path)
+    record = read_record(run)
+    return Order(graph, run_dir, asdict(record.settings), tuple(f"{name}: {text}" for text in differences(record)))
+
+
+def _with(graph: Graph, registry: Registry, changes: Iterable[str], folders: Sequence[Path]) -> Graph:
+    return with_settings(graph.limited_to(*folders) if folders else graph, registry, changes)
