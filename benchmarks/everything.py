@@ -1,0 +1,79 @@
+"""All measurements of a machine: the GPU's tests, then each benchmark, into benchmarks/results/<name>.<machine>.json.
+
+    python benchmarks/everything.py [--device cuda] [--minutes 9] [--again]
+
+It begins nothing after ``--minutes``, and each part is shorter than that. What has its result is passed over, so that
+a call after a call does all of it: exit code 75 says that something is left, 1 that something failed or missed its goal
+(the results say what), 0 that all is there. ``--again`` measures anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from measure import HERE, machine, slug, tell
+
+RESULTS = HERE / "results"
+TO_BE_CONTINUED = 75
+PARTS: dict[str, list[str]] = {
+    "overhead": ["overhead.py"],
+    "step-srgan": ["step.py", "--network", "srgan", "--name", "step-srgan"],
+    "step-srresnet": ["step.py", "--network", "srresnet", "--name", "step-srresnet"],
+    "data": ["data.py"],
+    "scaling-srresnet": ["scaling.py", "--network", "srresnet", "--name", "scaling-srresnet"],
+    "scaling-srgan": ["scaling.py", "--network", "srgan", "--name", "scaling-srgan"],
+    "precision_psnr": ["precision_psnr.py"],
+}
+
+
+def tests(path: Path) -> int:
+    """The tests that need a GPU; their last line is their result."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
+    done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, check=False)
+    tell(done.stdout[-2000:])
+    if done.returncode == 0:
+        path.write_text(json.dumps({"tests": done.stdout.strip().splitlines()[-1]}, indent=2) + "\n", encoding="utf-8")
+    return done.returncode
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--minutes", type=float, default=9)
+    parser.add_argument("--again", action="store_true", help="measure anew what has a result")
+    options = parser.parse_args()
+    device, began = torch.device(options.device), time.monotonic()
+    RESULTS.mkdir(exist_ok=True)
+    paths = {name: RESULTS / f"{name}.{slug(machine(device))}.json" for name in ("gpu-tests", *PARTS)}
+    if device.type != "cuda":
+        del paths["gpu-tests"]
+    failed = False
+    for name, path in paths.items():
+        if path.is_file() and not options.again:
+            continue
+        left = 60 * options.minutes - (time.monotonic() - began)
+        if left < 0:
+            tell(f"{name} and what follows is left; call it again")
+            return TO_BE_CONTINUED
+        tell(f"== {name}")
+        code = tests(path) if name == "gpu-tests" else part(PARTS[name], options.device)
+        if code == TO_BE_CONTINUED:
+            return code
+        failed = failed or code != 0
+    return int(failed)
+
+
+def part(words: list[str], device: str) -> int:
+    command = [sys.executable, str(HERE / words[0]), *words[1:], "--device", device, "--out", str(RESULTS)]
+    return subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""How long is a training step? Ours in every mode, beside a straight loop, tutorials' loop, and BasicSR's.
+
+    python benchmarks/step.py [--data FOLDER] [--rounds 7] [--json] [--quick] [--out benchmarks/results]
+
+SRResNet-MSE and SRGAN-VGG54 at the paper's sizes (batch 16, crop 96), ours as the engine's executor runs the shipped
+graph, with its logs, against (a) a straight loop over the same nodes' modules in the same mode, (b) the loop as
+popular tutorials write it, (c) BasicSR 1.4.2; see loops.py. (c) is passed over where it is not installed; a folder
+made by ``pip install --target`` is found by the variable BASICSR_PATH. All take their turn in each round, on synthetic
+batches, then those of the default mode on crops of the photographs in ``--data``.
+
+A ratio is the median over the rounds of our time by the other's of the same round: below 1, ours is faster. ``ratio_a``
+is the largest of SRGAN's modes, ``ratio_b`` and ``ratio_c`` are SRGAN in the default mode of ``run``. Peak memory is of
+a process for each that does three steps and nothing else. It exits with 1 where ratio_a is over 1.02, ratio_b over
+0.80, or ratio_c over 0.90; --quick has smaller sizes, and its ratios are no measure of the paper's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loops import Size, Step, basicsr, straight, tutorial
+from measure import DATA, Seconds, arguments, device_of, machine, peak_mib, publish, race, ratio, spread, tell, wait
+from sr_nodes.assets import graphs
+from sr_nodes.data import photographs, random_crops
+from sr_pipeline.events import Channel
+from sr_pipeline.execute import Context, Executor
+from sr_pipeline.graph import Graph
+from sr_pipeline.plan import compile_plan
+from sr_pipeline.precision import Mode, chosen_mode
+from sr_pipeline.registry import load_packs
+from sr_pipeline.run import run
+
+QUICK = Size(batch=4, crop=48, blocks=4)
+GOALS = {"ratio_a": 1.02, "ratio_b": 0.80, "ratio_c": 0.90}
+
+
+def default_mode(device: torch.device) -> Mode:
+    """The mode of ``run`` where no flag says otherwise."""
+    given = inspect.signature(run).parameters
+    return chosen_mode(given["precision"].default, given["memory_format"].default, device)
+
+
+class Ours:
+    """The engine's step over a shipped graph."""
+
+    def __init__(self, size: Size, mode: Mode, device: torch.device, gan: bool) -> None:
+        graph = Graph.load(graphs() / ("train_srgan.json" if gan else "train_srresnet.json"))
+        graph.nodes["generator"].inputs |= {"blocks": size.blocks, "channels": size.channels}
+        graph.nodes["hr"].inputs |= {"size": size.crop, "batch": size.batch}
+        if gan:
+            graph.nodes["discriminator"].inputs |= {"crop": size.crop}
+        nowhere = Path(tempfile.gettempdir())  # nothing is written: no step of these is one that a preview falls on
+        context = Context(nowhere, 0, device, Channel([]), mode)
+        self.mode, self.device, self.at = mode, device, 0
+        self.executor = Executor(compile_plan(graph, load_packs()), context)
+        with torch.no_grad():
+            self.executor.setup()
+
+    def __call__(self, hr: Tensor) -> None:
+        with torch.no_grad(), self.mode.products(self.device):
+            self.executor.step(hr, self.at, last=False)
+        self.at += 1
+
+
+def modes(device: torch.device) -> dict[str, Mode]:
+    """Every mode that the device computes as such."""
+    found = [Mode("fp32"), Mode("fp32", "channels_last"), Mode("bf16", "channels_last")]
+    found += [Mode("tf32", "channels_last")] if device.type == "cuda" else []
+    return {str(mode): mode for mode in found}
+
+
+def contestants(size: Size, device: torch.device, gan: bool) -> dict[str, Callable[[], Step]]:
+    """What builds each, by name."""
+    made: dict[str, Callable[[], Step]] = {}
+    for name, mode in modes(device).items():
+        made[f"ours, {name}"] = partial(Ours, size, mode, device, gan)
+        made[f"a, {name}"] = partial(straight, size, mode, device, gan)
+    return made | {"b": partial(tutorial, size, device, gan)} | ({"c": partial(basicsr, size, device)} if gan else {})
+
+
+def built(makers: dict[str, Callable[[], Step]]) -> dict[str, Step]:
+    steps = {}
+    for name, make in makers.items():
+        try:
+            steps[name] = make()
+        except ImportError as error:
+            tell(f"{name} is not measured: {error}; pip install --target FOLDER basicsr==1.4.2, BASICSR_PATH=FOLDER")
+    return steps
+
+
+def timed(steps: dict[str, Step], batches: Iterator[Tensor], rounds: int, device: torch.device) -> Seconds:
+    calls = {name: partial(lambda step: step(next(batches)), step) for name, step in steps.items()}
+    return race(calls, rounds, 0.3 if device.type == "cuda" else 0.0, device)
+
+
+def synthetic(size: Size, device: torch.device) -> Iterator[Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    return cycle([torch.rand(size.batch, 3, size.crop, size.crop, generator=rng).to(device) for _ in range(4)])
+
+
+def real(size: Size, device: torch.device, folder: Path) -> Iterator[Tensor]:
+    return random_crops(photographs(str(folder)), size.crop, size.batch, device=device)
+
+
+def figures(seconds: Seconds, device: torch.device) -> dict[str, Any]:
+    """Milliseconds of each, and our ratios to a in each mode, to b and to c."""
+    made: dict[str, Any] = {"ms": {name: spread([1000 * s for s in took]) for name, took in seconds.items()}}
+    made["ratio_a_by_mode"] = {
+        name: ratio(seconds, f"ours, {name}", f"a, {name}") for name in modes(device) if f"a, {name}" in seconds
+    }
+    made["ratio_a"] = max(found["median"] for found in made["ratio_a_by_mode"].values())
+    default = f"ours, {default_mode(device)}"
+    for name in ("b", "c"):
+        if name in seconds:
+            found = ratio(seconds, default, name)
+            made |= {f"ratio_{name}": found["median"], f"ratio_{name}_spread": found}
+    return made
+
+
+def measured(options: argparse.Namespace, size: Size, device: torch.device, gan: bool) -> dict[str, Any]:
+    makers = contestants(size, device, gan)
+    steps = built(makers)
+    made = {"synthetic": figures(timed(steps, synthetic(size, device), options.rounds, device), device)}
+    if options.data.is_dir() and not options.quick:
+        default = str(default_mode(device))
+        chosen = {name: step for name, step in steps.items() if name in (f"ours, {default}", f"a, {default}", "b", "c")}
+        made["real"] = figures(timed(chosen, real(size, device, options.data), options.rounds, device), device)
+    if not options.quick:
+        made["peak_mib"] = {name: peak_of(name, options, gan) for name in steps}
+    return made
+
+
+def peak_of(name: str, options: argparse.Namespace, gan: bool) -> float:
+    """Peak memory of a process of its own; on a CPU, with what torch itself takes."""
+    command = [sys.executable, __file__, "--device", options.device, "--threads", str(options.threads)]
+    command += ["--one", name, "--network", "srgan" if gan else "srresnet"]
+    return float(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)["peak_mib"])
+
+
+def one(name: str, size: Size, device: torch.device, gan: bool) -> int:
+    step, batches = contestants(size, device, gan)[name](), synthetic(size, device)
+    for _ in range(3):
+        step(next(batches))
+    wait(device)
+    print(json.dumps({"peak_mib": round(peak_mib(device))}))
+    return 0
+
+
+def main() -> int:
+    parser = arguments(__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--data", type=Path, default=DATA / "photos", help="photographs for the second race")
+    parser.add_argument("--network", choices=["srresnet", "srgan", "both"], default="both")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    device, size = device_of(options), QUICK if options.quick else Size()
+    options.rounds = min(options.rounds, 3) if options.quick else options.rounds
+    if options.one:
+        return one(options.one, size, device, options.network == "srgan")
+    nets = ("srgan", "srresnet") if options.network == "both" else (options.network,)
+    by_network = {net: measured(options, size, device, net == "srgan") for net in nets}
+    srgan = by_network.get("srgan", {}).get("synthetic", {})
+    result = {name: srgan[name] for name in GOALS if name in srgan} | {
+        "default_mode": str(default_mode(device)),
+        "networks": by_network,
+        "size": vars(size) | {"paper": size == Size()},
+        "rounds": options.rounds,
+        "machine": machine(device),
+    }
+    publish("step", result, options)
+    return 0 if options.quick or all(result[name] <= goal for name, goal in GOALS.items() if name in result) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""The benchmarks compare like with like: the loop beside ours does the same step, and a figure is what it says."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+import loops
+import measure
+import step
+from sr_pipeline.precision import Mode
+
+CPU = torch.device("cpu")
+SMALL = loops.Size(batch=2, crop=32, blocks=1, channels=8)
+CHANNELS_LAST, BF16 = Mode("fp32", "channels_last"), Mode("bf16", "channels_last")
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """The networks that the loops build, generator and discriminator by turns."""
+    found: list[nn.Module] = []
+    networks = loops.networks
+
+    def noted(*arguments: Any) -> tuple[nn.Module, nn.Module]:
+        pair = networks(*arguments)
+        found.extend(pair)
+        return pair
+
+    monkeypatch.setattr(loops, "networks", noted)
+    return found
+
+
+def batches() -> list[Tensor]:
+    rng = torch.Generator().manual_seed(3)
+    return [torch.rand(2, 3, 32, 32, generator=rng) for _ in range(2)]
+
+
+def moved(mode: Mode, gan: bool, built: list[nn.Module]) -> tuple[Tensor, Tensor]:
+    """How far two steps moved the weights of all networks: through the engine, and in the straight loop."""
+    ours, theirs = step.Ours(SMALL, mode, CPU, gan), loops.straight(SMALL, mode, CPU, gan)
+    networks = built[: 1 + gan]
+    before = torch.cat([p.detach().flatten() for network in networks for p in network.parameters()])
+    for hr in batches():
+        ours(hr)
+        theirs(hr)
+    state = ours.executor.state()
+    trained = [state[name] for name in ("generator", "discriminator")[: 1 + gan]]
+    first, second = (
+        torch.cat([p.detach().flatten() for network in all_ for p in network.parameters()])
+        for all_ in (trained, networks)
+    )
+    return first - before, second - before
+
+
+@pytest.mark.parametrize(("mode", "gan"), [(Mode(), False), (CHANNELS_LAST, True), (BF16, True)], ids=str)
+def test_the_straight_loop_gives_the_engines_weights(built: list[nn.Module], mode: Mode, gan: bool) -> None:
+    ours, theirs = moved(mode, gan, built)
+    assert theirs.abs().max() > 1e-5
+    assert torch.equal(ours, theirs)
+
+
+def test_the_tutorials_loop_trains_both_networks(built: list[nn.Module]) -> None:
+    one_step = loops.tutorial(SMALL, CPU, True)
+    before = [{key: t.clone() for key, t in network.state_dict().items()} for network in built]
+    losses = one_step(batches()[0])
+    assert [type(loss) for loss in losses] == [float, float, float]
+    for network, then in zip(built, before, strict=True):
+        assert all(not torch.equal(p, then[name]) for name, p in network.named_parameters())
+
+
+def clock_of(*, seconds: list[float]) -> Callable[[], float]:
+    """A clock that stands, but for the calls that move it."""
+    return lambda: sum(seconds)
+
+
+def test_a_race_times_each_alone_and_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone: list[float] = []
+    order: list[str] = []
+
+    def call(name: str, seconds: float) -> Callable[[], None]:
+        def take() -> None:
+            gone.append(seconds)
+            order.append(name)
+
+        return take
+
+    monkeypatch.setattr(measure, "clock", clock_of(seconds=gone))
+    seconds = measure.race({"slow": call("slow", 4.0), "fast": call("fast", 1.0)}, rounds=2)
+    assert seconds == {"slow": [4.0, 4.0], "fast": [1.0, 1.0]}
+    assert order[-4:] == ["slow", "fast", "fast", "slow"]
+    assert measure.ratio(seconds, "fast", "slow") == {"median": 0.25, "min": 0.25, "max": 0.25}
+
+
+def test_a_turn_lasts_as_long_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone: list[float] = []
+    monkeypatch.setattr(measure, "clock", clock_of(seconds=gone))
+    seconds = measure.race({"short": lambda: gone.append(0.1)}, rounds=1, least=0.95)
+    assert len(gone) == 2 + 10
+    assert seconds["short"] == pytest.approx([0.1])
+
+
+def test_a_machines_name_is_fit_for_a_file() -> None:
+    assert measure.slug({"device": "NVIDIA H200 (SXM)"}) == "nvidia-h200-sxm"
