@@ -57,7 +57,8 @@ def pair_files(folder: Path, scale: int, report: Reporter = SILENT) -> list[Pair
     """The pictures of a test set, in the order of their names, in one of the usual namings.
 
     NAME_LR and NAME_HR beside each other, where other pictures are passed over with a warning; a folder HR, or
-    SET_HR, beside LR_bicubic/X4, or SET_LR_bicubic/X4 (NAMEx4 or NAME in it); or HR alone.
+    SET_HR, beside LR_bicubic/X4, or SET_LR_bicubic/X4 (NAMEx4 or NAME in it); or HR alone, with a warning where two
+    folders hold files of one name, as HR and LR of another naming would.
 
     Raises:
         ValueError: there is no such folder, it holds no picture, two of one name or several sets, its LR are not of
@@ -67,7 +68,7 @@ def pair_files(folder: Path, scale: int, report: Reporter = SILENT) -> list[Pair
     if high or low:
         return _by_folder(*_one_set(folder, high, low, scale), scale)
     names = _named(folder, find_pictures(folder))
-    return _by_suffix(folder, names, report) or [PairFiles(name, None, names[name]) for name in names]
+    return _by_suffix(folder, names, report) or _hr_alone(names, report)
 
 
 def _ending(folder: Path, end: str) -> list[Path]:
@@ -120,6 +121,17 @@ def _by_suffix(folder: Path, names: dict[str, Path], report: Reporter) -> list[P
     for path in sorted({*paths} - {*lr.values(), *hr.values()}):
         report.warning(f"passed over: {path} is neither NAME_LR nor NAME_HR, as others in its folder are")
     return [PairFiles(name, lr[name], hr[name]) for name in sorted(lr)]
+
+
+def _hr_alone(names: dict[str, Path], report: Reporter) -> list[PairFiles]:
+    first: dict[str, Path] = {}
+    twins = [(first[path.stem], path) for path in names.values() if first.setdefault(path.stem, path) != path]
+    if twins:
+        report.warning(
+            f"{twins[0][0]} and {twins[0][1]} have one name, and each is taken for an HR; if the folders hold HR and LR "
+            "in a naming of their own, give the folder of HR"
+        )
+    return [PairFiles(name, None, path) for name, path in names.items()]
 
 
 def _refuse_singles(alone: set[str], folder: Path, fix: str) -> None:

@@ -94,6 +94,19 @@ def test_pairs_of_files_beside_each_other(tmp_path: Path) -> None:
     assert len(list(pair_stream((str(tmp_path),), scale=2, report=notes))) == len(notes.warnings) + 1 == 2
 
 
+def test_hr_and_lr_in_a_naming_of_their_own_are_not_measured_as_hr_in_silence(tmp_path: Path) -> None:
+    for name, size in (("GTmod12", 24), ("LRbicx4", 6)):
+        written(tmp_path / name, (size, size), (size, size))
+    notes = Notes()
+    assert len(image_pairs(str(tmp_path), report=notes)) == 4
+    (warning,) = notes.warnings
+    twins = f"{tmp_path}/GTmod12/00.png and {tmp_path}/LRbicx4/00.png"
+    assert warning.startswith(f"{twins} have one name, and each is taken for an HR")
+    notes.warnings.clear()
+    assert len(image_pairs(str(tmp_path / "GTmod12"), report=notes)) == 2
+    assert notes.warnings == []
+
+
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(2, 4), st.integers(4, 60))
 def test_the_middle_of_a_pair_is_the_same_place_in_both(
     tmp_path_factory: pytest.TempPathFactory, height: int, width: int, scale: int, crop: int
