@@ -12,7 +12,12 @@ COMMANDS = (
         graph="evaluate",
         help="Measure a model on test sets: PSNR and SSIM beside the paper's, a table, CSV, JSON and a picture report.",
         flags=(
-            Flag("--model", ("model.model", "report.model"), "A name that ships, a weights file, bicubic or nearest.", required=True),
+            Flag(
+                "--model",
+                ("model.model", "report.model"),
+                "A name that ships, a weights file, bicubic or nearest.",
+                required=True,
+            ),
             Flag("--testset", ("pictures.folders",), "Folders of LR/HR pairs, or of HR.", required=True, multiple=True),
             Flag(
                 "--scale",

@@ -128,8 +128,8 @@ def _hr_alone(names: dict[str, Path], report: Reporter) -> list[PairFiles]:
     twins = [(first[path.stem], path) for path in names.values() if first.setdefault(path.stem, path) != path]
     if twins:
         report.warning(
-            f"{twins[0][0]} and {twins[0][1]} have one name, and each is taken for an HR; if the folders hold HR and LR "
-            "in a naming of their own, give the folder of HR"
+            f"{twins[0][0]} and {twins[0][1]} have one name, and each is taken for an HR; if the folders hold HR and "
+            "LR in a naming of their own, give the folder of HR"
         )
     return [PairFiles(name, None, path) for name, path in names.items()]
 

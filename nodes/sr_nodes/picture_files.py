@@ -227,10 +227,12 @@ def _raw(value: Any) -> Any:
 
 
 def _dpi(picture: PIL.Image.Image, exif: PIL.Image.Exif) -> tuple[float, float] | None:
+    """Pixels an inch across and down, of the upright picture."""
     found = picture.info.get("dpi")
     if found is None and picture.format in ("WEBP", "AVIF"):  # which have no other place for it
         inches = {2: 1.0, 3: 2.54}.get(exif.get(Base.ResolutionUnit, 2), math.nan)
         found = [inches * float(exif.get(tag, math.nan)) for tag in (Base.XResolution, Base.YResolution)]
     if found is None or not all(0 < float(value) < 1e6 for value in found):
         return None
-    return float(found[0]), float(found[1])
+    across, down = float(found[0]), float(found[1])
+    return (down, across) if exif.get(Base.Orientation, 1) in (5, 6, 7, 8) else (across, down)

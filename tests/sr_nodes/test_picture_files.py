@@ -191,6 +191,19 @@ def test_resolution_and_profile(suffix: str, tmp_path: Path) -> None:
     assert read.icc == profile.get("icc_profile")
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize(
+    ("orientation", "wanted"), [(1, (300, 150)), (3, (300, 150)), (6, (150, 300)), (8, (150, 300))]
+)
+def test_the_resolution_turns_with_the_picture(
+    suffix: str, orientation: int, wanted: tuple[int, int], tmp_path: Path
+) -> None:
+    exif = PIL.Image.Exif()
+    exif[Base.Orientation] = orientation
+    read = read_whole(saved(tmp_path / f"a.{suffix}", picture_of("RGB"), dpi=(300, 150), exif=exif))
+    assert read.dpi == pytest.approx(wanted, abs=0.02)
+
+
 def test_a_wide_profile_is_kept_and_values_are_not_converted(tmp_path: Path) -> None:
     made = picture_of("RGB")
     read = read_whole(saved(tmp_path / "a.png", made, icc_profile=b"a profile that nobody can read"))

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ImageCms, ImageOps
 
+from sr_nodes.picture_files import read_whole
 from sr_nodes.pictures import (
     UnreadablePicture,
     decoded_bytes,
@@ -280,6 +281,8 @@ def test_cmyk_goes_through_its_profile(tmp_path: Path) -> None:
     PIL.Image.new("CMYK", (4, 4), (0, 255, 255, 0)).save(path, icc_profile=neutral_press_profile())
     found = read(path)[0, 0].astype(int)
     assert np.abs(found - 119).max() <= 3  # L* 50 is 119 in sRGB
+    kept = read_whole(path)  # as `upscale` reads it
+    assert (torch.equal(kept.pixels, read_picture(path)), kept.icc) == (True, None)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])

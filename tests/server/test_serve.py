@@ -1,0 +1,74 @@
+"""The command: where it listens, what it asks for, and what it says where a package is missing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from sr_pipeline.cli import app
+from sr_pipeline.errors import UsageError
+from sr_pipeline.server import serve
+
+
+def started(monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[dict[str, Any], Any, str]:
+    """What the command would serve: the access, uvicorn's configuration, and what it said."""
+    found: dict[str, Any] = {}
+
+    def create_app(*given: Any) -> str:
+        found["access"] = given[2]
+        return "app"
+
+    def run(server: Any) -> None:
+        found["config"] = server.config
+        server.started_at(4321)
+
+    monkeypatch.setattr(serve, "create_app", create_app)
+    monkeypatch.setattr(serve, "load_packs", lambda packs: packs)
+    monkeypatch.setattr(serve._Server, "run", run)
+    monkeypatch.setattr("webbrowser.open", lambda url: found.setdefault("opened", url))
+    result = CliRunner().invoke(app, ["serve", *options], catch_exceptions=False)
+    assert result.exit_code == 0
+    return found, found["access"], result.output
+
+
+def test_it_listens_on_loopback_without_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, access, said = started(monkeypatch)
+    assert (found["config"].host, found["config"].port) == ("127.0.0.1", 8188)
+    assert (access.loopback, access.token) == (True, None)
+    assert said == "sr_pipeline is at http://127.0.0.1:4321/ (Ctrl-C stops it)\n"
+    assert "opened" not in found
+
+
+def test_another_address_gets_a_token_which_the_printed_address_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, access, said = started(monkeypatch, "--host", "0.0.0.0", "--open", "--allow-host", "lab")
+    assert access.loopback is False
+    assert access.hosts == {"lab"}
+    assert len(access.token) >= 32
+    assert f"?token={access.token}" in said
+    assert found["opened"] == f"http://0.0.0.0:4321/?token={access.token}"
+    again = started(monkeypatch, "--host", "::", "--token", "mine")
+    assert again[1].token == "mine"
+    assert "http://[::]:4321/?token=mine " in again[2]
+
+
+def test_it_does_not_trust_headers_of_a_proxy_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = started(monkeypatch)[0]["config"]
+    assert config.proxy_headers is False
+    assert config.limit_concurrency == 1024
+    assert config.ws_max_size == 2**20
+
+
+def test_a_missing_package_is_told_with_its_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "sr_pipeline.server.serve")
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(UsageError, match=r"uvicorn is missing; pip install 'sr-pipeline\[server,ui\]'"):
+        CliRunner().invoke(app, ["serve"], catch_exceptions=False)
+
+
+def test_help_imports_nothing_of_the_server() -> None:
+    code = "import sys, sr_pipeline.cli; print([m for m in ('starlette', 'uvicorn', 'torch') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
