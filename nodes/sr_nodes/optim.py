@@ -223,7 +223,7 @@ def _accumulated(optimizer: torch.optim.Optimizer, parameters: list[Tensor], num
 def _add_gradients(parameters: list[Tensor], gradients: list[Tensor | None]) -> None:
     # a restored gradient is where its file was read
     kept = [(p, g.to(p.device)) for p, g in zip(parameters, gradients, strict=True) if g is not None]
-    for p, gradient in kept:
+    for p, _ in kept:
         if p.grad is None:
             p.grad = torch.zeros_like(p)  # in the weight's order in memory, which a fused optimizer relies on
     if kept:
