@@ -96,9 +96,10 @@ def damages(draw: st.DrawFn, whole: bytes) -> bytes:
 
 @settings(max_examples=CASES)
 @given(data=st.data())
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(two: Path, data: st.DataObject) -> None:
-    folder = two.with_name("damaged")
-    shutil.rmtree(folder, ignore_errors=True)
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
+    two: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("damaged") / "checkpoints"
     shutil.copytree(two, folder)
     newest = folder / "step-000000005.safetensors"
     whole = newest.read_bytes()
