@@ -13,6 +13,7 @@ from pydantic import ConfigDict, ValidationError, validate_call
 from safetensors.torch import save
 from torch import Tensor
 
+from sr_nodes.assets import weights_file
 from sr_nodes.modules import CPU, check_fits, mode
 from sr_nodes.published import Weights, recognise
 from sr_nodes.rrdbnet import rrdbnet
@@ -22,7 +23,7 @@ from sr_nodes.weight_files import budget_of, read_tensors
 from sr_pipeline.errors import nearest, quoted
 from sr_pipeline.files import written_beside
 from sr_pipeline.node import node
-from sr_pipeline.paths import inside, resolve
+from sr_pipeline.paths import inside
 from sr_pipeline.sockets import Device, Every, InputPath, Mutates, OutputName, RunDir, Training
 
 _FORMAT = "sr_pipeline.generator"
@@ -57,11 +58,11 @@ def load_weights(generator: Mutates[Generator], weights: InputPath | None = None
 
     Args:
         generator: the network to start from.
-        weights: a path, or sr_nodes:NAME for a file of the pack; empty is training from scratch.
+        weights: the name of weights that ship (srresnet_x4), or a path; empty is training from scratch.
     """
     if not weights:
         return generator
-    path = resolve(weights)
+    path = weights_file(weights)
     tensors, architecture, config = _read(path)
     if architecture != generator.architecture:
         raise ValueError(f"{path} holds a {architecture!r}, and this generator is a {generator.architecture!r}")
@@ -90,11 +91,11 @@ def load_generator(
     where the file is missing, damaged, refused, or of no such network; ``load_upscaler`` knows more networks.
 
     Args:
-        path: a .safetensors, .pth, .pt, .ckpt, .tar or .bin file, or sr_nodes:NAME for a file of the pack.
+        path: a .safetensors, .pth, .pt, .ckpt, .tar or .bin file, or the name of weights that ship (srresnet_x4).
         output: the last activation of a SRResNet; auto is as in the file, or as the code that names tensors so has it.
         value_range: what a SRResNet's last numbers are, an image in [-1, 1] or in [0, 1]; auto as above.
     """
-    file = resolve(path)
+    file = weights_file(path)
     tensors, architecture, config = _read(file)
     for name, value in (("output", output), ("value_range", value_range)):
         if value != "auto" and name not in config:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sr_nodes.assets import shipped_weights, weights_file
 from sr_nodes.degradation import Factor, bicubic_upscale
 from sr_nodes.generators import load_generator
 from sr_nodes.modules import CPU, nearest_file
@@ -15,7 +16,6 @@ from sr_nodes.spandrel_nets import load_upscaler
 from sr_nodes.types import Generator
 from sr_pipeline.errors import nearest
 from sr_pipeline.node import node
-from sr_pipeline.paths import resolve
 from sr_pipeline.sockets import Device, InputPath
 
 BEST = "srresnet_small_x4"
@@ -49,11 +49,9 @@ def find(path: str, device: torch.device = CPU, scale: int = 4) -> Generator:
     """
     if path in ("bicubic", "nearest"):
         return Interpolation("bicubic" if path == "bicubic" else "nearest", scale)
-    shipped = f"sr_nodes:weights/{path}.safetensors"
-    place = shipped if resolve(shipped).is_file() else path
-    if not resolve(place).exists():
-        names = sorted(p.stem for p in resolve("sr_nodes:weights").glob("*_x[0-9].safetensors"))
-        file = resolve(path)
+    file = weights_file(path)
+    if not file.exists():
+        names = shipped_weights()
         hint = nearest_file(file) if file.suffix else nearest(path, [*names, "bicubic", "nearest"])
         raise ValueError(
             f"there is no model {path!r}{f'; {hint} Or' if hint.endswith('?') else ':'} "
@@ -61,7 +59,7 @@ def find(path: str, device: torch.device = CPU, scale: int = 4) -> Generator:
             "one that a training has exported (sr-pipeline run train_srgan), or any other (.safetensors, .pth; "
             "load_upscaler reads more than 40 architectures, with pip install 'sr-pipeline[spandrel]')"
         )
-    generator = _loaded(place, device)
+    generator = _loaded(str(file), device)
     for name, tensor in generator.state_dict().items():
         if not bool(tensor.isfinite().all()):
             raise ValueError(

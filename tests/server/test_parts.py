@@ -148,14 +148,18 @@ def test_the_queue_survives_its_server(tmp_path: Path) -> None:
     (run_dir / "run.json").touch()
     for made in (job("b", 2), job("a", 1, run_dir), job("c", 3)):
         first.add(made)
-    assert first.take() is first.running
+    taken = first.take()
+    assert taken is first.running
+    assert taken
+    assert taken.id == "a"
+    assert [j.id for j in first.pending] == ["b", "c"]
     assert first.take() is None
     first.end(first.pending[-1], "completed")
     second = Jobs(tmp_path / "queue.json")
     second.load()
     assert {j.id: j.status for j in second} == {"a": "cancelled", "b": "cancelled"}
     assert [j.id for j in second.stopped] == ["a"]
-    assert second.history["a"].graph == first.running.graph if first.running else False
+    assert second.history["a"].graph == taken.graph
     assert second.next_number() == 3
 
 

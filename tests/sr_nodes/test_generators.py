@@ -319,3 +319,19 @@ def test_the_engine_reads_the_nodes() -> None:
     assert node_type(load_weights).mutations == {"generator": 0}
     assert node_type(export_generator).is_output
     assert node_type(generate).injected == {"training": "training"}
+
+
+def test_weights_that_ship_load_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_name, by_path = (
+        load_generator(text) for text in ("srresnet_small_x4", "sr_nodes:weights/srresnet_small_x4.safetensors")
+    )
+    assert same_weights(by_name, by_path)
+    started = load_weights(srresnet(**{str(k): v for k, v in by_name.config.items()}), "srresnet_small_x4")
+    assert same_weights(started, by_name)
+    above = tmp_path / "a" / "b"
+    above.mkdir(parents=True)
+    export_generator(small(3), "own.safetensors", run_dir=tmp_path)
+    monkeypatch.chdir(above)
+    assert same_weights(load_generator("../../own.safetensors"), small(3))
+    with pytest.raises(ValueError, match=r"vgg19_features_8bit"):
+        load_generator("vgg19_features_8bit")
