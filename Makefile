@@ -43,7 +43,7 @@ gpu-bench: $(INSTALLED)  ## on a machine with a CUDA device: its tests and all b
 
 test-browser: $(INSTALLED)  ## a real browser and a client from npm (needs chromium and Node.js); pictures in $(BROWSER)
 	@command -v chromium >/dev/null || { echo "chromium is missing: apt-get install chromium" >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[server,ui,browser]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[browser]'
 	npm install --silent --no-audit --no-fund --prefix $(BROWSER)/npm @stable-canvas/comfyui-client@1.5.9 ws@8
 	SR_PIPELINE_BROWSER=$(BROWSER) $(PYTEST) tests/browser
 
@@ -56,5 +56,5 @@ clean:
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11 to 3.13 is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[tensorboard,plot,lpips,spandrel,onnx,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[tensorboard,plot,lpips,spandrel,onnx,server,ui,dev]'
 	touch $@

@@ -17,7 +17,7 @@ MAX_WAITING = 2000
 """Messages that a client may be behind before it is let go; it comes back and is told the state."""
 MAX_SOCKETS = 500
 SEND_SECONDS = 30.0
-PAUSE = 0.005
+PAUSE = 0.01
 """Seconds between two bundles for a client, times the number of clients."""
 FEATURES = {"supports_preview_metadata": True, "max_upload_size": 64 * 2**20}
 
@@ -65,7 +65,7 @@ class Hub:
     def _pause(self) -> float:
         """Many windows are each told less often: of what ticks, a window misses all but the newest. Never all at once,
         because a question that comes in between would wait."""
-        return min(1.0, PAUSE * len(self.clients)) * random.uniform(0.5, 1.5)
+        return min(2.0, PAUSE * len(self.clients)) * random.uniform(0.5, 1.5)
 
     async def serve(
         self, socket: WebSocket, hello: Callable[[str], Iterable[Frame]], state: Callable[[], Iterable[Frame]]

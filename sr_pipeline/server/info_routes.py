@@ -17,7 +17,6 @@ from sr_pipeline.server.answers import Json, fail, json_body, json_object
 from sr_pipeline.server.file_routes import SANDBOX
 from sr_pipeline.server.folders import OutOfFolderError, inside
 from sr_pipeline.server.hub import FEATURES
-from sr_pipeline.server.objects import node_info
 from sr_pipeline.server.state import state_of
 from sr_pipeline.server.thumbnails import draw
 
@@ -31,8 +30,8 @@ async def get_object_info(request: Request) -> Response:
 
 
 async def get_object_info_of(request: Request) -> Response:
-    registry, name = state_of(request).registry, request.path_params["node_class"]
-    return Json({name: node_info(registry[name], registry)} if name in registry else {})
+    nodes, name = state_of(request).nodes, request.path_params["node_class"]
+    return Json({name: nodes[name]} if name in nodes else {})
 
 
 async def get_system_stats(request: Request) -> Response:

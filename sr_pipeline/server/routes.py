@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Mount, Route
 
 from sr_pipeline.server import file_routes as files
 from sr_pipeline.server import info_routes as info
@@ -125,8 +125,11 @@ ENDPOINTS = (
 )
 
 
-def routes() -> Iterator[Route]:
-    """Each endpoint twice: bare, as older clients call it, and under /api, as the front end does."""
-    for prefix in ("", "/api"):
-        for e in ENDPOINTS:
-            yield Route(prefix + e.path, e.handler, methods=[e.method])
+def routes() -> Iterator[BaseRoute]:
+    """Each endpoint twice: under /api, as the front end calls it, and bare, as older clients do."""
+    yield Mount("/api", routes=[_route(e) for e in ENDPOINTS])
+    yield from map(_route, ENDPOINTS)
+
+
+def _route(endpoint: Endpoint) -> Route:
+    return Route(endpoint.path, endpoint.handler, methods=[endpoint.method])

@@ -41,8 +41,12 @@ class State:
     workflows: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @cached_property
+    def nodes(self) -> dict[str, Any]:
+        return object_info(self.registry)
+
+    @cached_property
     def object_info(self) -> bytes:
-        return bytes(Json(object_info(self.registry)).body)
+        return bytes(Json(self.nodes).body)
 
     @cached_property
     def templates(self) -> dict[str, Graph]:

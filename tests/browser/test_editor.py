@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
+import httpx2
 import pytest
 from safetensors.torch import load_file
 
@@ -52,9 +52,9 @@ VIEW = """([scale, x, y]) => {
 def idle(address: str) -> Iterator[None]:
     """Nothing runs when a test starts."""
     yield
-    httpx.post(f"{address}queue", json={"clear": True}, timeout=60)
-    httpx.post(f"{address}interrupt", timeout=60)
-    httpx.post(f"{address}settings", json={"Comfy.RightSidePanel.IsOpen": False}, timeout=60)
+    httpx2.post(f"{address}queue", json={"clear": True}, timeout=60)
+    httpx2.post(f"{address}interrupt", timeout=60)
+    httpx2.post(f"{address}settings", json={"Comfy.RightSidePanel.IsOpen": False}, timeout=60)
 
 
 def tiny(graph: Graph, registry: Registry) -> Graph:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 from typer.testing import CliRunner
 
@@ -61,9 +61,9 @@ def test_a_running_server_shows_it(server: Any, changed: Path, monkeypatch: pyte
     name, workflow = workflow_to_open(str(changed))
     assert opened == [f"{server.url}/?template={name}"]
     assert result.stdout == f"{opened[0]}\n"
-    assert httpx.get(f"{server.url}/templates/{name}.json").json() == workflow
-    assert httpx.get(f"{server.url}/templates/upscale.json").json() != workflow
-    assert httpx.get(f"{server.url}/templates/..%2F..%2Fsettings.json").status_code in (403, 404)
+    assert httpx2.get(f"{server.url}/templates/{name}.json").json() == workflow
+    assert httpx2.get(f"{server.url}/templates/upscale.json").json() != workflow
+    assert httpx2.get(f"{server.url}/templates/..%2F..%2Fsettings.json").status_code in (403, 404)
 
 
 def test_where_nothing_answers_it_is_kept_for_the_server_that_is_started(
