@@ -37,6 +37,7 @@ from sr_pipeline.events import Channel, Event, Progress
 from sr_pipeline.execute import Context, Executor
 from sr_pipeline.graph import Graph
 from sr_pipeline.plan import compile_plan
+from sr_pipeline.precision import chosen_mode
 from sr_pipeline.registry import load_packs
 from sr_pipeline.run import resolve_device, run
 from sr_pipeline.runner import SAVE_SECONDS
@@ -115,7 +116,8 @@ class Watch:
 
 def bare(graph: Graph, steps: int, device: torch.device, _: Path) -> Cost:
     """Of a loop."""
-    executor = Executor(compile_plan(graph, load_packs()), Context(Path(), 0, device, Channel([])))
+    mode = chosen_mode("fp32", "auto", device)  # as ``run`` has it
+    executor = Executor(compile_plan(graph, load_packs()), Context(Path(), 0, device, Channel([]), mode))
     watch = Watch(steps, device)
     with torch.no_grad():
         executor.setup()

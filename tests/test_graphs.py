@@ -116,3 +116,9 @@ def test_quickstart_is_srgans_wiring_and_an_l1_term() -> None:
     assert set(quick) - set(paper) == {"pixels", "pixel_loss"}
     differing = {id_ for id_ in paper if links(paper[id_].inputs) != links(quick[id_].inputs)}
     assert differing == {"perceptual"}
+
+
+@pytest.mark.parametrize("path", GRAPHS, ids=lambda p: p.stem)
+def test_every_node_has_a_title(path: Path) -> None:
+    """Clients of ComfyUI look nodes up by it, and fail over one that has none."""
+    assert [id_ for id_, entry in Graph.load(path).nodes.items() if not entry.meta.get("title")] == []
