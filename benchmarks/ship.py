@@ -4,7 +4,7 @@
 
 RUN is a run's folder whose graph exported generator.safetensors. That becomes weights/NAME.safetensors, with
 the figures of Set5 and Set14, the graph's hash, the seed and the number of updates in its metadata. docs/runs/NAME gets
-graph, record, metrics, events, the last preview, evaluation.json and curves.png. The checkpoints stay where they are.
+graph, record, metrics, events, evaluation.json and curves.png. Checkpoints and pictures of the photographs stay.
 """
 
 from __future__ import annotations
@@ -55,7 +55,6 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     for name in ("graph.json", "run.json", "metrics.csv", "events.jsonl"):
         shutil.copyfile(options.run / name, out / name)
-    shutil.copyfile(max((options.run / "previews").glob("*.png")), out / "preview.png")
     (out / "evaluation.json").write_text(json.dumps(figures, indent=2) + "\n")
     draw(rows, options.name, out / "curves.png")
     print(json.dumps(training, indent=2))
