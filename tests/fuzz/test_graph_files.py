@@ -96,6 +96,8 @@ def tiny(content: dict[str, Any], photos: Path) -> dict[str, Any]:
     made: dict[str, Any] = json.loads(json.dumps(content).replace("sr_nodes:samples/train", str(photos)))
     for id_, entry in made.items():
         entry["inputs"].update({k: v for k, v in TINY.get(id_, {}).items() if k in entry["inputs"]})
+        if entry["class_type"] == "find_upscaler":
+            entry["inputs"]["path"] = "srresnet_small_x4"
         for name in ("folder", "folders", "inputs", "path"):
             if name in entry["inputs"] and entry["class_type"] in READERS:
                 several = name in ("folders", "inputs")

@@ -131,12 +131,12 @@ def growth(model: str, height: int, width: int, *kinds: str) -> dict[str, int]:
     return found
 
 
-def test_the_process_grows_by_at_most_32_bytes_for_each_pixel_of_the_result() -> None:
-    """Reading, tiles, decoder and encoder too; 32 bytes are 1.5 GB for a picture of 2000 x 1500."""
+def test_the_process_grows_by_at_most_24_bytes_for_each_pixel_of_the_result() -> None:
+    """Beside 100 MB for any picture. Reading, tiles, decoder and encoder too; 1.3 GB for a picture of 2000 x 1500."""
     found = growth("nearest", 600, 800, "png/1/8/png", "png/1/16/tif", "png/4/8/jpg", "png/4/16/png")
     assert len(found) == 4
     for kind, grown in found.items():
-        assert grown / (16 * 600 * 800) < 32, kind
+        assert grown < 10**8 + 24 * (16 * 600 * 800), kind
 
 
 @pytest.mark.full
