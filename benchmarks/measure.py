@@ -58,7 +58,9 @@ def race(
     calls, seconds = dict(calls), {name: list[float]() for name in calls}
     for call in calls.values():
         _timed(call, 1, device)
-    repeats = {name: math.ceil(least / max(_timed(call, 1, device), 1e-9)) or 1 for name, call in calls.items()}
+    repeats = dict.fromkeys(calls, 1)
+    if least:
+        repeats = {name: math.ceil(least / max(_timed(call, 1, device), 1e-9)) for name, call in calls.items()}
     names = list(calls)
     for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:

@@ -1,30 +1,21 @@
 """What reading and writing beside the computing is worth: a folder of pictures, with it and without, in turn.
 
     python benchmarks/overlap.py [--pictures 12] [--width 512] [--height 384] [--rounds 3] [--model NAME]
-                                 [--device cpu|cuda] [--json] [--quick]
+                                 [--device cpu|cuda] [--json] [--quick] [--out FOLDER]
 
 The same PNG files are enlarged as ``sr-pipeline upscale`` does it (read ahead by a thread, encoded and written by
 others), and one after the other: read, computed, encoded, written. The ratio is the median over the rounds of the
-seconds without by those with it: above 1, the overlap gains. It writes overlap.json beside itself, except with
---quick, which takes 4 small pictures.
+seconds without by those with it: above 1, the overlap gains. --quick takes 4 small pictures.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from itertools import count
 from pathlib import Path
-from typing import Any
 
-import torch
-
+from measure import arguments, device_of, machine, publish, race, ratio, spread
 from sr_nodes.picture_encoding import encode, fitted
 from sr_nodes.picture_files import Picture, read_whole
 from sr_nodes.picture_jobs import places, write_bytes
@@ -36,42 +27,39 @@ from sr_nodes.upscale_outcomes import Outcomes
 from sr_nodes.upscalers import BEST
 from sr_pipeline.paths import resolve
 
-HERE = Path(__file__).resolve().parent
 PHOTOGRAPH = "sr_nodes:samples/test/picosdeeuropa.jpg"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("--pictures", type=int, default=12)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--height", type=int, default=384)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--model", default=BEST)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON, nothing else")
-    parser.add_argument("--quick", action="store_true", help="4 small pictures; ends within a minute")
     options = parser.parse_args()
-    count, width, height = (4, 128, 96) if options.quick else (options.pictures, options.width, options.height)
-    generator = find_upscaler(options.model, device=torch.device(options.device))
+    device = device_of(options)
+    pictures, width, height = (4, 128, 96) if options.quick else (options.pictures, options.width, options.height)
+    generator = find_upscaler(options.model, device=device)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        draw(folder / "in", count, height, width)
-        seconds = race(generator, folder, options.rounds, talk=not options.json)
-    rounds = [off / on for off, on in zip(seconds["one_after_the_other"], seconds["overlapped"], strict=True)]
-    result: dict[str, Any] = {
-        "ratio_overlap": round(statistics.median(rounds), 2),
-        "ratio_overlap_range": [round(min(rounds), 2), round(max(rounds), 2)],
-        "seconds": {key: round(statistics.median(took), 2) for key, took in seconds.items()},
-        "pictures": f"{count} PNG of {width}x{height}, x{generator.scale}",
+        folder, numbers = Path(name), count()
+        draw(folder / "in", pictures, height, width)
+        ways = {
+            way.__name__: lambda way=way: way(generator, str(folder / "in"), str(folder / f"out-{next(numbers)}"))
+            for way in (one_after_the_other, overlapped)
+        }
+        seconds = race(ways, options.rounds, device=device)
+    found = ratio(seconds, "one_after_the_other", "overlapped")
+    result = {
+        "ratio_overlap": found["median"],
+        "ratio_overlap_spread": found,
+        "seconds": {way: spread(took) for way, took in seconds.items()},
+        "pictures": f"{pictures} PNG of {width}x{height}, x{generator.scale}",
         "model": options.model,
         "rounds": options.rounds,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {options.device}",
-        "torch": torch.__version__,
+        "machine": machine(device),
     }
-    text = json.dumps(result, indent=2)
-    if not options.quick:
-        (HERE / "overlap.json").write_text(text + "\n", encoding="utf-8")
-    print(text)
+    publish("overlap", result, options)
     return 0
 
 
@@ -83,25 +71,6 @@ def draw(folder: Path, count: int, height: int, width: int) -> None:
     for number in range(count):
         part = wide.roll(37 * number, dims=2)[:, :height, :width].contiguous()
         write_bytes(folder / f"{number:03d}.png", encode(Picture(part), "PNG"))
-
-
-def race(generator: Generator, folder: Path, rounds: int, talk: bool) -> dict[str, list[float]]:
-    """Seconds of each way in each round, after one that is not counted."""
-    ways: dict[str, Callable[[Generator, str, str], None]] = {
-        "one_after_the_other": one_after_the_other,
-        "overlapped": overlapped,
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(rounds + 1):
-        for name, way in ways.items():
-            began = time.perf_counter()
-            way(generator, str(folder / "in"), str(folder / f"{name}-{turn}"))
-            took = time.perf_counter() - began
-            if turn:
-                seconds[name].append(took)
-            if talk:
-                print(f"round {turn}: {name:<20} {took:7.2f} s", flush=True)
-    return seconds
 
 
 def overlapped(generator: Generator, inputs: str, output: str) -> None:

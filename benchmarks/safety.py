@@ -1,6 +1,6 @@
 """What does it cost that nothing is lost? Training with everything that keeps a run safe, beside the bare steps.
 
-    python benchmarks/safety.py [--steps 40] [--rounds 5] [--device auto] [--threads N] [--json] [--quick]
+    python benchmarks/safety.py [--steps 40] [--rounds 5] [--full] [--json] [--quick] [--out FOLDER]
 
 SRGAN's graph (--full: at the paper's sizes; else 4 blocks, 32 channels, crops of 48, a discriminator to match) is run
 in turn, one after the other, so that what else the machine does meets all alike:
@@ -17,9 +17,6 @@ seconds of its own threads (cpu) say more than the clock's.
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import statistics
 import sys
 import tempfile
@@ -32,6 +29,7 @@ from typing import Any
 
 import torch
 
+from measure import arguments, device_of, machine, publish, tell, wait
 from sr_pipeline.checkpoint import latest
 from sr_pipeline.events import Channel, Event, Progress
 from sr_pipeline.execute import Context, Executor
@@ -39,7 +37,7 @@ from sr_pipeline.graph import Graph
 from sr_pipeline.plan import compile_plan
 from sr_pipeline.precision import chosen_mode
 from sr_pipeline.registry import load_packs
-from sr_pipeline.run import resolve_device, run
+from sr_pipeline.run import run
 from sr_pipeline.runner import SAVE_SECONDS
 from sr_pipeline.shipped import find_graph
 
@@ -50,25 +48,16 @@ WARM = 4
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = arguments(__doc__)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--full", action="store_true", help="networks, crops and batch of the paper")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON, nothing else")
-    parser.add_argument("--quick", action="store_true", help="few steps; ends within a minute, and says little")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    device = device_of(options)
     steps, rounds = (WARM + 2 * SAVE_EVERY, 1) if options.quick else (options.steps, options.rounds)
-    graph, device = training(steps, options.full), resolve_device(options.device)
-    result = race(graph, steps, rounds, device, talk=not options.json) | {
-        "steps": steps,
-        "rounds": rounds,
-        "machine": f"{platform.machine()}, {options.threads} threads, {device}",
-        "torch": torch.__version__,
-    }
-    print(json.dumps(result, indent=2))
+    result = race(training(steps, options.full), steps, rounds, device)
+    result |= {"steps": steps, "rounds": rounds, "machine": machine(device)}
+    publish("safety", result, options)
     return int(result["overhead"] > GOAL and not options.quick)
 
 
@@ -109,8 +98,7 @@ class Watch:
         return Cost(clock / (self.steps - WARM), cpu / (self.steps - WARM))
 
     def _now(self) -> tuple[float, float]:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        wait(self.device)
         return time.perf_counter(), time.process_time()
 
 
@@ -147,7 +135,7 @@ def through_run(every: int, graph: Graph, steps: int, device: torch.device, fold
     return watch.cost() if every < steps else costs[0]
 
 
-def race(graph: Graph, steps: int, rounds: int, device: torch.device, talk: bool) -> dict[str, Any]:
+def race(graph: Graph, steps: int, rounds: int, device: torch.device) -> dict[str, Any]:
     runs: dict[str, Callable[[Graph, int, torch.device, Path], Cost]] = {
         "bare": bare,
         "safe": partial(through_run, 10**9),
@@ -162,9 +150,8 @@ def race(graph: Graph, steps: int, rounds: int, device: torch.device, talk: bool
                 costs[name].append(runs[name](graph, steps, device, Path(folder) / "run"))
                 newest = latest(Path(folder) / "run" / "checkpoints")
                 size = newest.stat().st_size if newest else size
-            if talk:
-                last = costs[name][-1]
-                print(f"{name}: {1000 * last.clock:.1f} ms a step, cpu {1000 * last.cpu:.1f} ms", file=sys.stderr)
+            last = costs[name][-1]
+            tell(f"{name}: {1000 * last.clock:.1f} ms a step, cpu {1000 * last.cpu:.1f} ms")
     by_clock = {name: [cost.clock for cost in found] for name, found in costs.items()}
     by_cpu = {name: [cost.cpu for cost in found] for name, found in costs.items()}
     return {**overheads(by_clock, steps), "cpu": overheads(by_cpu, steps), "checkpoint_bytes": size}

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
+import re
 import secrets
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sr_pipeline.errors import RunFolderError
+from sr_pipeline.processes import HOST, has_ended
+
+_PART = re.compile(r"\.sr-pipeline-(?P<host>[^-]*)-(?P<process>\d+)-(?P<token>[0-9a-f]{8})-\d+\.part")
+_TOKEN = secrets.token_hex(4)
+"""Tells this process from an earlier one of its number."""
+_NUMBERS = itertools.count()
 
 
 @contextmanager
@@ -19,9 +27,9 @@ def written_beside(target: Path, sync: bool = True) -> Iterator[Path]:
 
     So there is never half a file under the name. ``sync`` forces the content to the disk before the renaming, and the
     new name after it. The name beside is short, because ``target``'s may be as long as the file system takes, and
-    tells which process wrote it.
+    tells which process of which machine wrote it.
     """
-    beside = target.with_name(f".sr-pipeline-{os.getpid()}-{secrets.token_hex(4)}.part")
+    beside = target.with_name(f".sr-pipeline-{HOST}-{os.getpid()}-{_TOKEN}-{next(_NUMBERS)}.part")
     try:
         yield beside
         if sync:
@@ -48,6 +56,15 @@ def remove_parts(folder: Path) -> None:
     """Remove what killed processes left beside the files of a folder, which nobody else writes to."""
     for path in folder.glob(".sr-pipeline-*.part"):
         path.unlink(missing_ok=True)
+
+
+def remove_stale(folder: Path, recursive: bool) -> None:
+    """Remove what killed processes left in a folder that others write to; theirs, here or elsewhere, are left."""
+    for path in (folder.rglob if recursive else folder.glob)(".sr-pipeline-*.part"):
+        match = _PART.fullmatch(path.name)
+        if match and match["token"] != _TOKEN and has_ended(match["host"], int(match["process"]), path):
+            with suppress(OSError):  # gone, or on Windows still open
+                path.unlink()
 
 
 class LineFile:

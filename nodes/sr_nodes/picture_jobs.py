@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import glob
-import itertools
 import os
-import re
-import secrets
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from sr_nodes.picture_files import PIPE, WRITTEN
 from sr_nodes.pictures import KINDS, find_files, find_pictures, is_picture
+from sr_pipeline.files import written_beside
 from sr_pipeline.paths import resolve
-from sr_pipeline.processes import HOST, has_ended
 
 Format = Literal["same", "png", "jpg", "jpeg", "webp", "tif", "tiff", "bmp", "avif"]
 """Of a result: as its source, or a suffix."""
-
-_TEMPORARY = re.compile(r"\.sr-pipeline-(?P<host>[^-]*)-(?P<process>\d+)-(?P<token>[0-9a-f]{8})-\d+\.part")
-_TOKEN = secrets.token_hex(4)
-"""Tells this process from an earlier one of its number."""
-_NUMBERS = itertools.count()
 
 
 class Place(NamedTuple):
@@ -155,21 +146,5 @@ def write_bytes(target: Path, data: bytes) -> None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
-    beside = target.with_name(f".sr-pipeline-{HOST}-{os.getpid()}-{_TOKEN}-{next(_NUMBERS)}.part")
-    try:
-        with beside.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def remove_stale(folder: Path, recursive: bool) -> None:
-    """Remove the temporary files of jobs that were killed; those of running ones, here or elsewhere, are left."""
-    for path in (folder.rglob if recursive else folder.glob)(".sr-pipeline-*.part"):
-        match = _TEMPORARY.fullmatch(path.name)
-        if match and match["token"] != _TOKEN and has_ended(match["host"], int(match["process"]), path):
-            with suppress(OSError):  # gone, or on Windows still open
-                path.unlink()
+    with written_beside(target) as beside:
+        beside.write_bytes(data)

@@ -14,7 +14,7 @@ from typing import Any
 from sr_nodes.assets import graphs
 from sr_nodes.picture_encoding import check_holds, encode, fitted
 from sr_nodes.picture_files import PIPE, WRITTEN, Picture, read_whole
-from sr_nodes.picture_jobs import Format, Place, places, refusal, remove_stale, write_bytes
+from sr_nodes.picture_jobs import Format, Place, places, refusal, write_bytes
 from sr_nodes.types import Generator
 from sr_nodes.upscale import (
     Batch,
@@ -28,6 +28,7 @@ from sr_nodes.upscale import (
     warn,
 )
 from sr_nodes.upscale_outcomes import Outcome, PendingOutcome, Status
+from sr_pipeline.files import remove_stale
 from sr_pipeline.graph import Graph, Link
 from sr_pipeline.node import node
 from sr_pipeline.sockets import SILENT, InputPath, OutputPath, Report, RunDir, Start

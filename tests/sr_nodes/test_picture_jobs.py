@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from sr_nodes.picture_files import PIPE
-from sr_nodes.picture_jobs import Format, Place, places, refusal, remove_stale, write_bytes
-from sr_pipeline.processes import HOST
+from sr_nodes.picture_jobs import Format, Place, places, refusal, write_bytes
 
 
 @pytest.fixture
@@ -180,45 +176,6 @@ def test_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         write_bytes(tmp_path / "folder", b"x")
     assert {p.name for p in tmp_path.iterdir()} == {name, "folder"}
-
-
-def test_stale_files_are_removed_and_others_are_not(tmp_path: Path) -> None:
-    """Of this machine's processes that ended, and of an earlier one of this number; of other machines' by age."""
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    (tmp_path / "sub").mkdir()
-    kept = ["a.part", ".sr-pipeline-9.part", f".sr-pipeline-{dead.pid}-0123abcd.part"]
-    kept += [f".sr-pipeline-{HOST}-1-0123abcd-0.part", f".sr-pipeline-{HOST}-x-0123abcd-0.part"]
-    kept += [f".sr-pipeline-elsewhere-{dead.pid}-0123abcd-0.part", ".sr-pipeline-elsewhere-1-0123abcd-9.txt"]
-    old = ".sr-pipeline-elsewhere-1-0123abcd-7.part"
-    gone = [
-        f".sr-pipeline-{HOST}-{dead.pid}-0123abcd-0.part",
-        f"sub/.sr-pipeline-{HOST}-{os.getpid()}-0123abcd-12.part",
-    ]
-    for name in (*kept, *gone, old):
-        (tmp_path / name).write_bytes(b"")
-    os.utime(tmp_path / old, (0, 0))
-    remove_stale(tmp_path, recursive=False)
-    assert not (tmp_path / gone[0]).exists()
-    assert not (tmp_path / old).exists()
-    assert (tmp_path / gone[1]).exists()
-    remove_stale(tmp_path, recursive=True)
-    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == sorted(kept)
-
-
-def test_what_this_process_is_writing_is_not_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second job of one process, in the same folder, while the first one writes."""
-    seen: list[str] = []
-
-    def sync(_: int) -> None:
-        remove_stale(tmp_path, recursive=True)
-        seen.extend(p.name for p in tmp_path.iterdir())
-
-    monkeypatch.setattr(os, "fsync", sync)
-    write_bytes(tmp_path / "a.png", b"x")
-    assert len(seen) == 1
-    assert seen[0].startswith(f".sr-pipeline-{HOST}-{os.getpid()}-")
-    assert (tmp_path / "a.png").read_bytes() == b"x"
 
 
 def test_an_output_that_is_no_picture_is_a_folder_where_that_is_said(photos: Path) -> None:
