@@ -56,5 +56,5 @@ clean:
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11 to 3.13 is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[tensorboard,plot,lpips,spandrel,onnx,server,ui,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[tensorboard,plot,lpips,spandrel,onnx,server,ui,shards,dev]'
 	touch $@

@@ -9,9 +9,11 @@ made by ``pip install --target`` is found by the variable BASICSR_PATH. All take
 batches, then those of the default mode on crops of the photographs in ``--data``.
 
 A ratio is the median over the rounds of our time by the other's of the same round: below 1, ours is faster. ``ratio_a``
-is the largest of SRGAN's modes, ``ratio_b`` and ``ratio_c`` are SRGAN in the default mode of ``run``. Peak memory is of
-a process for each that does three steps and nothing else. It exits with 1 where ratio_a is over 1.02, ratio_b over
-0.80, or ratio_c over 0.90; --quick has smaller sizes, and its ratios are no measure of the paper's.
+is the largest of SRGAN's modes run node by node; captured ones (one CUDA graph, compiled networks) are in
+``ratio_a_by_mode`` too, beside the eager loop of the same numbers. ``ratio_b`` and ``ratio_c`` are SRGAN in the default
+mode of ``run``. Peak memory is of a process for each that does a few steps and nothing else. It exits with 1 where
+ratio_a is over 1.02, ratio_b over 0.80, or ratio_c over 0.90; --quick has smaller sizes, compiles nothing, and its
+ratios are no measure of the paper's.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -35,11 +39,13 @@ from loops import Size, Step, basicsr, straight, tutorial
 from measure import DATA, Seconds, arguments, device_of, machine, peak_mib, publish, race, ratio, spread, tell, wait
 from sr_nodes.assets import graphs
 from sr_nodes.data import photographs, random_crops
+from sr_pipeline.capture import capturing, chosen_capture
 from sr_pipeline.events import Channel
 from sr_pipeline.execute import Context, Executor
 from sr_pipeline.graph import Graph
 from sr_pipeline.plan import compile_plan
 from sr_pipeline.precision import Mode, chosen_mode
+from sr_pipeline.recording import WARM_UP
 from sr_pipeline.registry import load_packs
 from sr_pipeline.run import run
 
@@ -50,7 +56,9 @@ GOALS = {"ratio_a": 1.02, "ratio_b": 0.80, "ratio_c": 0.90}
 def default_mode(device: torch.device) -> Mode:
     """The mode of ``run`` where no flag says otherwise."""
     given = inspect.signature(run).parameters
-    return chosen_mode(given["precision"].default, given["memory_format"].default, device)
+    mode = chosen_mode(given["precision"].default, given["memory_format"].default, device)
+    plan = compile_plan(Graph.load(graphs() / "train_srgan.json"), load_packs())
+    return replace(mode, capture=chosen_capture(given["capture"].default, plan, device)[0])
 
 
 class Ours:
@@ -68,6 +76,8 @@ class Ours:
         self.executor = Executor(compile_plan(graph, load_packs()), context)
         with torch.no_grad():
             self.executor.setup()
+        self.captured = ExitStack()
+        self.captured.enter_context(capturing(self.executor))
 
     def __call__(self, hr: Tensor) -> None:
         with torch.no_grad(), self.mode.products(self.device):
@@ -76,18 +86,27 @@ class Ours:
 
 
 def modes(device: torch.device) -> dict[str, Mode]:
-    """Every mode that the device computes as such."""
+    """Every mode of numbers that the device computes as such."""
     found = [Mode("fp32"), Mode("fp32", "channels_last"), Mode("bf16", "channels_last")]
     found += [Mode("tf32", "channels_last")] if device.type == "cuda" else []
+    return {str(mode): mode for mode in found}
+
+
+def captures(device: torch.device) -> dict[str, Mode]:
+    """Every way to capture, in those modes where the device has it; its counterpart is the eager loop of the mode."""
+    cuda = device.type == "cuda"
+    found = [replace(mode, capture="graph") for mode in modes(device).values() if cuda]
+    found += [Mode("bf16" if cuda else "fp32", "channels_last", "compile")]
     return {str(mode): mode for mode in found}
 
 
 def contestants(size: Size, device: torch.device, gan: bool) -> dict[str, Callable[[], Step]]:
     """What builds each, by name."""
     made: dict[str, Callable[[], Step]] = {}
-    for name, mode in modes(device).items():
+    for name, mode in (modes(device) | captures(device)).items():
         made[f"ours, {name}"] = partial(Ours, size, mode, device, gan)
-        made[f"a, {name}"] = partial(straight, size, mode, device, gan)
+        if mode.capture == "off":
+            made[f"a, {name}"] = partial(straight, size, mode, device, gan)
     return made | {"b": partial(tutorial, size, device, gan)} | ({"c": partial(basicsr, size, device)} if gan else {})
 
 
@@ -102,6 +121,9 @@ def built(makers: dict[str, Callable[[], Step]]) -> dict[str, Step]:
 
 
 def timed(steps: dict[str, Step], batches: Iterator[Tensor], rounds: int, device: torch.device) -> Seconds:
+    for step in steps.values():
+        for _ in range(WARM_UP + 1 if isinstance(step, Ours) and step.mode.capture != "off" else 0):
+            step(next(batches))  # what precedes a recording, and compiling, is no step's time
     calls = {name: partial(lambda step: step(next(batches)), step) for name, step in steps.items()}
     return race(calls, rounds, 0.3 if device.type == "cuda" else 0.0, device)
 
@@ -119,9 +141,12 @@ def figures(seconds: Seconds, device: torch.device) -> dict[str, Any]:
     """Milliseconds of each, and our ratios to a in each mode, to b and to c."""
     made: dict[str, Any] = {"ms": {name: spread([1000 * s for s in took]) for name, took in seconds.items()}}
     made["ratio_a_by_mode"] = {
-        name: ratio(seconds, f"ours, {name}", f"a, {name}") for name in modes(device) if f"a, {name}" in seconds
+        name: ratio(seconds, f"ours, {name}", f"a, {replace(mode, capture='off')}")
+        for name, mode in (modes(device) | captures(device)).items()
+        if f"ours, {name}" in seconds and f"a, {replace(mode, capture='off')}" in seconds
     }
-    made["ratio_a"] = max(found["median"] for found in made["ratio_a_by_mode"].values())
+    by_mode = made["ratio_a_by_mode"]
+    made["ratio_a"] = max(by_mode[name]["median"] for name in modes(device) if name in by_mode)
     default = f"ours, {default_mode(device)}"
     for name in ("b", "c"):
         if name in seconds:
@@ -132,6 +157,8 @@ def figures(seconds: Seconds, device: torch.device) -> dict[str, Any]:
 
 def measured(options: argparse.Namespace, size: Size, device: torch.device, gan: bool) -> dict[str, Any]:
     makers = contestants(size, device, gan)
+    if options.quick:  # to compile takes a minute
+        makers = {name: make for name, make in makers.items() if not name.endswith("compile")}
     steps = built(makers)
     made = {"synthetic": figures(timed(steps, synthetic(size, device), options.rounds, device), device)}
     if options.data.is_dir() and not options.quick:
@@ -139,23 +166,30 @@ def measured(options: argparse.Namespace, size: Size, device: torch.device, gan:
         chosen = {name: step for name, step in steps.items() if name in (f"ours, {default}", f"a, {default}", "b", "c")}
         made["real"] = figures(timed(chosen, real(size, device, options.data), options.rounds, device), device)
     if not options.quick:
-        made["peak_mib"] = {name: peak_of(name, options, gan) for name in steps}
+        peaks = {name: peak_of(name, options, gan) for name in steps}
+        for key in ("peak_mib", *(["peak_reserved_mib"] if device.type == "cuda" else [])):
+            made[key] = {name: peak[key] for name, peak in peaks.items()}
     return made
 
 
-def peak_of(name: str, options: argparse.Namespace, gan: bool) -> float:
-    """Peak memory of a process of its own; on a CPU, with what torch itself takes."""
+def peak_of(name: str, options: argparse.Namespace, gan: bool) -> dict[str, float]:
+    """Peak memory of a process of its own; on a CPU, with what torch itself takes. What is reserved on CUDA counts the
+    memory that a graph keeps for itself."""
     command = [sys.executable, __file__, "--device", options.device, "--threads", str(options.threads)]
     command += ["--one", name, "--network", "srgan" if gan else "srresnet"]
-    return float(json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)["peak_mib"])
+    found: dict[str, float] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return found
 
 
 def one(name: str, size: Size, device: torch.device, gan: bool) -> int:
     step, batches = contestants(size, device, gan)[name](), synthetic(size, device)
-    for _ in range(3):
+    for _ in range(WARM_UP + 2):
         step(next(batches))
     wait(device)
-    print(json.dumps({"peak_mib": round(peak_mib(device))}))
+    found = {"peak_mib": round(peak_mib(device))}
+    if device.type == "cuda":
+        found["peak_reserved_mib"] = round(torch.cuda.max_memory_reserved(device) / 2**20)
+    print(json.dumps(found))
     return 0
 
 

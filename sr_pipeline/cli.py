@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import signal
 import sys
+import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -62,6 +66,9 @@ def run(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, tf32, bf16 or auto.")] = "fp32",
     memory_format: Annotated[str, typer.Option(help="contiguous, channels_last or auto.")] = "auto",
+    capture: Annotated[
+        str, typer.Option(help="Of a step: off, graph (one CUDA graph, replayed), compile (the networks) or auto.")
+    ] = "off",
     deterministic: Annotated[
         bool, typer.Option("--deterministic/--no-deterministic", help="The same bits each time on this machine.")
     ] = False,
@@ -84,27 +91,40 @@ def run(
         str, typer.Option(help="After a step that is not finite: stop, skip (leave it out), back (to the last state).")
     ] = "stop",
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Scalars for TensorBoard too.")] = False,
+    nproc: Annotated[
+        Optional[int], typer.Option(min=1, help="Processes of this machine that share the run; torchrun starts them.")
+    ] = None,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="With --nproc: how often a process that is lost is replaced.")
+    ] = 0,
     allow_folder: AllowOption = None,
     pack: PackOption = None,
 ) -> None:
     """Run a graph: train, or whatever its nodes do. Ctrl-C finishes the step, saves, and exits with 130."""
+    if nproc is not None:
+        raise typer.Exit(_start(nproc, max_restarts))
+    from sr_pipeline import launch
     from sr_pipeline.again import Again
     from sr_pipeline.console import console_for
     from sr_pipeline.loading import to_run
+    from sr_pipeline.packcommands import collect_garbage
     from sr_pipeline.registry import load_packs
     from sr_pipeline.run import run as run_graph
     from sr_pipeline.signals import stop_on_signals
 
     again = Again(named=run_dir is not None, resumes=resume)
     registry = load_packs(pack or ())
+    collect_garbage()
     order = to_run(graph, registry, settings or (), allow_folder or (), run_dir, resume)
-    for warning in order.warnings:
+    leads = launch.rank() == 0
+    for warning in order.warnings if leads else ():
         typer.echo(f"warning: {warning}; the bits may be others", err=True)
     options: dict[str, Any] = {
         "steps": steps,
         "device": device,
         "precision": precision,
         "memory_format": memory_format,
+        "capture": capture,
         "deterministic": deterministic,
         "threads": threads,
         "seed": seed,
@@ -116,7 +136,8 @@ def run(
     }
     given = {name for name in options if _is_given(context, name)}
     options |= {name: value for name, value in order.settings.items() if name not in given}
-    with stop_on_signals() as caught, console_for(sys.stdout) as console, again:
+    shown = console_for(sys.stdout) if leads else nullcontext(lambda event: None)
+    with stop_on_signals() as caught, shown as console, again:
         result = run_graph(
             order.graph,
             registry=registry,
@@ -127,10 +148,12 @@ def run(
             sinks=[console, again],
             stop=lambda: bool(caught),
         )
-    if result.interrupted:
+    if result.interrupted and leads:
         typer.echo(again.command() or "there was no state to save")
-        raise typer.Exit(128 + caught[0])
-    typer.echo(f"run folder: {result.run_dir}")
+    if result.interrupted:
+        raise typer.Exit(128 + (caught[0] if caught else signal.SIGTERM))
+    if leads:
+        typer.echo(f"run folder: {result.run_dir}")
 
 
 @app.command()
@@ -275,8 +298,22 @@ def open_(
         _serve("127.0.0.1", port, folder=folder, packs=pack or (), browser=True, query=query)
 
 
+def _start(processes: int, restarts: int) -> int:
+    """Run this command line in several processes, which torchrun starts; its exit code."""
+    from sr_pipeline import launch
+
+    own, words = iter(sys.argv[1:]), []
+    for word in own:
+        if word in ("--nproc", "--max-restarts"):
+            next(own)
+        elif not word.startswith(("--nproc=", "--max-restarts=")):
+            words.append(word)
+    return launch.start(processes, restarts, words)
+
+
 def _serve(host: str, port: int, **options: Any) -> None:
     from sr_pipeline.errors import UsageError
+    from sr_pipeline.packcommands import collect_garbage
 
     try:
         from sr_pipeline.server.serve import serve as serve_graphs
@@ -285,11 +322,13 @@ def _serve(host: str, port: int, **options: Any) -> None:
             raise
         what = f"the package {error.name} is missing"
         raise UsageError("serve", what, "pip install 'sr-pipeline[server,ui]'") from None
+    collect_garbage()
     serve_graphs(host, port, **options, say=typer.echo)
 
 
 def main() -> None:
     """The command: exit codes are 0 done, 1 failed, 2 bad graph or arguments, 130 interrupted."""
+    gc.disable()
     from sr_pipeline.errors import NodeRunError, PipelineError, RunFolderError
     from sr_pipeline.packcommands import add_pack_commands
 
@@ -304,6 +343,8 @@ def main() -> None:
         typer.echo("interrupted", err=True)
         sys.exit(130)
     except PipelineError as error:
+        if os.environ.get("RANK", "0") != "0" and not isinstance(error, NodeRunError):
+            time.sleep(3)  # the first of the processes says the same, and then all are ended
         _print_error(error)
         sys.exit(1 if isinstance(error, (NodeRunError, RunFolderError)) else 2)
 

@@ -79,6 +79,8 @@ class Command:
         temporary_with: the flag that says where the result goes. With it, and without ``--run-dir``, the run's folder
             is temporary, and not spoken of; otherwise it is kept under ``runs/``.
         sets: inputs that the command sets besides its flags, each ``node.input``.
+        apart: processes that torchrun starts have a run each, of which the graph's stream takes its share. A failure
+            then sets no exit code: torchrun would end the other processes for it.
         stopped: what is said after an interrupt, with ``{done}`` and ``{total}`` steps.
     """
 
@@ -93,3 +95,4 @@ class Command:
     temporary_with: str = ""
     sets: Mapping[str, Any] = field(default_factory=dict)
     stopped: str = ""
+    apart: bool = False

@@ -47,6 +47,10 @@ class NotFiniteError(NodeRunError):
     """A loss, a gradient or a weight is NaN or infinite; it names the node where that began."""
 
 
+class CaptureError(PipelineError):
+    """A step that cannot be recorded once and replayed; it names the node that stands in the way."""
+
+
 class RunFolderError(PipelineError):
     """A file of the run's folder cannot be written: the disk is full, for one."""
 

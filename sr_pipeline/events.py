@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sr_pipeline.errors import RunFolderError
 from sr_pipeline.sockets import Reporter
+from sr_pipeline.world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,10 @@ class Channel:
     waiting: list[tuple[int, str, float | Tensor]] = field(default_factory=list)
     flushed: float = field(default_factory=time.monotonic)
     warned: set[str] = field(default_factory=set)
+    world: World = ALONE
+    """Where there are others, all flush together; the first process tells of them too, and has the only sinks."""
+    warnings: list[Warned] = field(default_factory=list)
+    """Of a process that is not the first: what it is to tell."""
 
     def emit(self, event: Event) -> None:
         """Tell all sinks.
@@ -144,6 +149,8 @@ class Channel:
         Raises:
             RunFolderError: a file could not be written; the other sinks were told.
         """
+        if isinstance(event, Warned) and not self.world.alone:
+            self.warnings.append(event)
         failed: RunFolderError | None = None
         for sink in self.sinks:
             try:
@@ -171,21 +178,42 @@ class Channel:
         """Keep a scalar of the current step until the next flush, as it is now: its tensor may be changed in place."""
         kept = value.detach().reshape(()).clone() if isinstance(value, Tensor) else float(value)
         self.waiting.append((self.step, name, kept))
-        if len(self.waiting) >= 1000 or time.monotonic() - self.flushed > 0.5:
+        if self.world.alone and self.due():
             self.flush()
 
+    def due(self) -> bool:
+        return len(self.waiting) >= 1000 or time.monotonic() - self.flushed > 0.5
+
     def flush(self) -> None:
-        """Emit the scalars that wait, in the order of their coming."""
-        waiting, self.waiting = self.waiting, []
+        """Emit the scalars that wait, in the order of their coming; where several processes have one, their mean."""
+        numbers = self._numbers()
         self.flushed = time.monotonic()
-        tensors = [v for _, _, v in waiting if isinstance(v, Tensor)]
-        numbers = {d: _read([v for v in tensors if v.device == d]) for d in {v.device for v in tensors}}
-        for step, name, value in waiting:
-            number = next(numbers[value.device]) if isinstance(value, Tensor) else value
+        if not self.world.alone:
+            numbers = self._of_all(numbers)
+        for (step, name), number in numbers:
             if not math.isfinite(number) and name not in self.warned:
                 self.warned.add(name)
                 self.emit(Warned(name, f"it is {number} at step {step}; look at what leads to it"))
             self.emit(Scalar(step, name, number))
+
+    def _numbers(self) -> list[tuple[tuple[int, str], float]]:
+        waiting, self.waiting = self.waiting, []
+        tensors = [v for _, _, v in waiting if isinstance(v, Tensor)]
+        read = {d: _read([v for v in tensors if v.device == d]) for d in {v.device for v in tensors}}
+        return [((step, name), next(read[v.device]) if isinstance(v, Tensor) else v) for step, name, v in waiting]
+
+    def _of_all(self, numbers: list[tuple[tuple[int, str], float]]) -> list[tuple[tuple[int, str], float]]:
+        """Means over the processes, in the first one; which tells the warnings of the others that it has not told."""
+        warnings, self.warnings = self.warnings, []
+        found: dict[tuple[int, str], list[float]] = {}
+        for rank, (theirs, warned) in enumerate(self.world.all((numbers, warnings))):
+            for key, number in theirs:
+                found.setdefault(key, []).append(number)
+            for warning in warned:
+                if rank and warning not in warnings:
+                    self.emit(Warned(f"process {rank + 1}: {warning.where}", warning.text))
+        self.warnings.clear()
+        return [(key, sum(values) / len(values)) for key, values in found.items()]
 
 
 def _read(tensors: list[Tensor]) -> Iterator[float]:

@@ -10,15 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
 import torch
 from torch import Tensor, nn
 
 from sr_pipeline.errors import NodeRunError, PipelineError
 from sr_pipeline.events import Channel, NodeReporter, NodeStarted
+from sr_pipeline.node import NodeType
 from sr_pipeline.plan import Op, Plan
 from sr_pipeline.plan.cadence import ALWAYS, Demand, fires
 from sr_pipeline.precision import Mode, as_float32
 from sr_pipeline.sockets import SeedSource
+from sr_pipeline.world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Context:
     device: torch.device
     channel: Channel
     mode: Mode = field(default_factory=Mode)
+    world: World = ALONE
 
 
 @dataclass(slots=True)
@@ -69,14 +73,20 @@ class Executor:
     reducers: dict[str, Any] = field(default_factory=dict)
     around: dict[str, Around] = field(default_factory=dict)
     """By node: what is called in its place."""
+    instead: Callable[[int, bool], None] | None = None
+    """Called in place of all nodes of a step, with its number and whether it is the last."""
+    begun: list[Bound] = field(default_factory=list, init=False)
+    """What was called in this step so far."""
 
     def __post_init__(self) -> None:
         self.values = [None] * len(self.plan.slots)
         self._mixed = self.context.mode.precision == "bf16"
-        self._steps = [self._bind(op) for op in self.plan.steps if op.type.kind != "stream"]
-        self._stream = next((self._bind(op) for op in self.plan.steps if op.type.kind == "stream"), None)
+        leads = self.context.world.leads
+        self._elsewhere: frozenset[str] = frozenset() if leads else writing(self.plan)
+        self._drawn_apart = frozenset() if leads else {op.node for op in self.plan.steps}
+        self.steps = [self.bind(op) for op in self.plan.steps if op.type.kind != "stream"]
+        self._stream = next((self.bind(op) for op in self.plan.steps if op.type.kind == "stream"), None)
         self._set_up = False
-        self._at = -1
 
     def setup(self, stop: Callable[[], bool] = lambda: False) -> bool:
         """Run the nodes that run once before the steps, and free what no step trains of gradients.
@@ -90,7 +100,7 @@ class Executor:
             self._announce(op, "setup")
             if op.type.kind == "reducer":
                 self.reducers[op.node] = op.type.function()
-                self._call(self._bind(op), 0)
+                self._call(self.bind(op), 0)
                 self._store(op, self._reduced(op, 0))
             else:
                 self._store(op, self._cached(op, keys.get(op.node)))
@@ -105,9 +115,9 @@ class Executor:
 
     def _cached(self, op: Op, key: str | None) -> Any:
         if self.cache is None or key is None:
-            return self._call(self._bind(op), 0)
+            return self._call(self.bind(op), 0)
         if key not in self.cache:
-            self.cache[key] = self._call(self._bind(op), 0)
+            self.cache[key] = self._call(self.bind(op), 0)
         return self.cache[key]
 
     def stream(self, start: int) -> Generator[Any, None, None]:
@@ -133,16 +143,21 @@ class Executor:
     def step(self, item: Any, step: int, last: bool, only: Collection[str] | None = None) -> None:
         """Run one step on an item of the stream: all nodes that are due, or those of ``only`` among them."""
         assert self._stream is not None
+        self.begun.clear()
         self._store(self._stream.op, item)
         with self.context.mode.rounded_once(self.context.device):
-            self._run_due(step, last, only)
-        self._at = -1
+            if self.instead is not None and only is None:
+                self.instead(step, last)
+            else:
+                self.run_due(self.steps, step, last, only)
+        self.begun.clear()
         torch.set_grad_enabled(False)
 
-    def _run_due(self, step: int, last: bool, only: Collection[str] | None) -> None:
+    def run_due(self, nodes: Iterable[Bound], step: int, last: bool, only: Collection[str] | None = None) -> None:
+        """Of some nodes run those that are due."""
         fired: dict[Demand, bool] = {ALWAYS: True}
-        for number, bound in enumerate(self._steps):
-            self._at = number
+        for bound in nodes:
+            self.begun.append(bound)
             demand = bound.op.demand
             if demand not in fired:
                 fired[demand] = fires(demand, step, last)
@@ -152,7 +167,7 @@ class Executor:
 
     def is_sound(self) -> bool:
         """Whether the state is that of a step's end, also after an error: nothing reached can have changed it."""
-        return self._set_up and not any(self._changes(bound.op) for bound in self._steps[: self._at + 1])
+        return self._set_up and not any(self._changes(bound.op) for bound in self.begun)
 
     def _changes(self, op: Op) -> bool:
         modules = [value for _, slot in op.links if isinstance(value := self.values[slot], nn.Module)]
@@ -166,7 +181,7 @@ class Executor:
                 self._store(op, self._reduced(op, step))
         for op in self.plan.finish:
             self._announce(op, "finish")
-            self._store(op, self._call(self._bind(op), step))
+            self._store(op, self._call(self.bind(op), step))
             self._drop(op)
         torch.set_grad_enabled(False)
 
@@ -186,8 +201,9 @@ class Executor:
                 found[op.node] = values if op.type.returns_tuple else values[0]
         return found
 
-    def _bind(self, op: Op) -> Bound:
-        seed = SeedSource(self.context.seed, op.node)
+    def bind(self, op: Op) -> Bound:
+        shared = op.type.kind == "stream" or op.node not in self._drawn_apart
+        seed = SeedSource(self.context.seed, op.node if shared else f"{op.node}@{self.context.world.rank}")
         given = {
             "run_dir": self.context.run_dir,
             "device": self.context.device,
@@ -195,10 +211,13 @@ class Executor:
             "training": op.training,
             "retain_graph": op.retain_graph,
             "report": NodeReporter(self.context.channel, op.node),
+            "world": self.context.world,
         }
         injected = {name: given[what] for name, what in op.type.injected.items() if what in given}
         ask = {what: name for name, what in op.type.injected.items()}
         function = self._reduce(op) if op.type.kind == "reducer" else op.type.function
+        if op.node in self._elsewhere:
+            function = partial(_nothing, len(op.outputs) if op.type.returns_tuple else 0)
         return Bound(op, function, op.literals | injected, seed, ask.get("step"), ask.get("rng"))
 
     def _reduce(self, op: Op) -> Callable[..., Any]:
@@ -244,7 +263,7 @@ class Executor:
         shown = ", ".join(f"{n}={brief(v)}" for n, v in inputs.items() if n not in bound.op.type.injected)
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         where = self.plan.wiring.where(bound.op.node)
-        at = f" at step {step + 1}" if bound.op in self.plan.steps else ""
+        at = f" at step {step + 1}" if any(one is bound for one in (self._stream, *self.begun)) else ""
         what = f"{bound.op.type.name} failed{at}: {kind}{error}"
         mend = "make the batch, the crops or the tiles smaller; " if _out_of_memory(error) else ""
         return NodeRunError(where, what, mend + (shown and f"its inputs: {shown}"))
@@ -264,6 +283,21 @@ class Executor:
 
     def _announce(self, op: Op, phase: str) -> None:
         self.context.channel.emit(NodeStarted(op.node, phase))
+
+
+def writing(plan: Plan) -> frozenset[str]:
+    """The nodes that write files, and what needs them: of the processes that share a run only the first runs them."""
+    dag, types = plan.wiring.dag, plan.wiring.types
+    writers = {op.node for op in plan.ops if _writes(types[op.node])}
+    return frozenset(writers.union(*(nx.descendants(dag, node) for node in writers)))
+
+
+def _writes(made: NodeType) -> bool:
+    return "run_dir" in made.injected.values() or any(i.type.path in ("name", "write") for i in made.inputs.values())
+
+
+def _nothing(outputs: int, **_: Any) -> tuple[None, ...] | None:
+    return (None,) * outputs if outputs else None
 
 
 def _out_of_memory(error: BaseException | None) -> bool:

@@ -69,6 +69,7 @@ class Settings:
     best: str | None
     on_nan: str
     tensorboard: bool
+    capture: str = "off"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from sr_pipeline.check import with_settings
 from sr_pipeline.folder import RunFolder, differences, find_folder, read_record, recorded_graph
 from sr_pipeline.graph import Graph
 from sr_pipeline.registry import Registry
-from sr_pipeline.server.workflow import to_api
 from sr_pipeline.shipped import find_graph
 
 
@@ -22,7 +21,17 @@ def load(name: str, registry: Registry, changes: Iterable[str] = (), folders: Se
         GraphError: there is none, or it is faulty.
         UsageError: a change names no input.
     """
-    graph = find_graph(name, lambda workflow, source: to_api(workflow, registry, source))
+
+    def read(workflow: Any, source: str) -> Graph:
+        from sr_pipeline.server.workflow import to_api  # takes a hundredth of a second, and few graphs need it
+
+        return to_api(workflow, registry, source)
+
+    graph = find_graph(name, read)
+    if any("sr_pipeline" in entry.meta for entry in graph.nodes.values()):
+        from sr_pipeline.server.workflow import from_export
+
+        graph = from_export(graph, registry)
     return _with(graph, registry, changes, folders)
 
 

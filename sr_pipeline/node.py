@@ -25,14 +25,23 @@ class NodeOptions:
     category: str = ""
     output: bool = False
     differentiable: bool = True
+    recordable: bool | None = None
 
 
 @overload
 def node(function: C, /) -> C: ...
 @overload
-def node(*, category: str = "", output: bool = False, differentiable: bool = True) -> Callable[[C], C]: ...
 def node(
-    function: C | None = None, /, *, category: str = "", output: bool = False, differentiable: bool = True
+    *, category: str = "", output: bool = False, differentiable: bool = True, recordable: bool | None = None
+) -> Callable[[C], C]: ...
+def node(
+    function: C | None = None,
+    /,
+    *,
+    category: str = "",
+    output: bool = False,
+    differentiable: bool = True,
+    recordable: bool | None = None,
 ) -> C | Callable[[C], C]:
     """Mark a function (or a class: a reducer) as a node, and return it unchanged.
 
@@ -41,10 +50,13 @@ def node(
         output: it is run for what it does (a file, a report), not for what it returns. A function that returns None
             is an output without saying so.
         differentiable: false where no gradient can pass through it.
+        recordable: whether ``--capture`` may record one call and replay its kernels in place of later calls. By default
+            it may unless the node takes Step, Rng, RunDir or Report, or is an output; true says that these matter to
+            its first call alone.
     """
 
     def mark(target: C) -> C:
-        target.__node__ = NodeOptions(category, output, differentiable)  # type: ignore[attr-defined]
+        target.__node__ = NodeOptions(category, output, differentiable, recordable)  # type: ignore[attr-defined]
         return target
 
     return mark if function is None else mark(function)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import sys
 from collections.abc import Callable, Iterator
@@ -109,6 +110,7 @@ def _read(flag: Flag, text: str) -> Any:
 def _run(
     command: Command, values: dict[str, Any], device: str, run_dir: Path | None, kept: bool, as_json: bool, pipes: bool
 ) -> None:
+    from sr_pipeline import launch
     from sr_pipeline.console import console_for
     from sr_pipeline.errors import PipelineError, UsageError
     from sr_pipeline.folder import RunFolder
@@ -118,13 +120,14 @@ def _run(
     from sr_pipeline.shipped import find_graph
     from sr_pipeline.signals import stop_on_signals
 
+    shared = command.apart and launch.is_shared()
+    run_dir = run_dir / f"process-{launch.rank()}" if shared and run_dir is not None else run_dir
     if run_dir is not None and RunFolder(run_dir).record.exists():  # here, because these commands have no --resume
         raise UsageError(f"--run-dir {run_dir}", "holds a run already", "give another folder")
     registry = load_packs()
+    collect_garbage()
     graph = find_graph(command.graph)
-    for place, value in values.items():
-        node, _, name = place.rpartition(".")
-        graph.nodes[node].inputs[name] = value
+    _set(graph, values)
     with ExitStack() as stack:
         caught = stack.enter_context(stop_on_signals())
         if not kept:
@@ -134,7 +137,9 @@ def _run(
         told = Told(console, command.name, _streams(graph, registry), kept)
         stop = lambda: bool(caught)  # noqa: E731
         try:
-            result = run(graph, registry=registry, device=device, run_dir=run_dir, sinks=[told], stop=stop)
+            result = run(
+                graph, registry=registry, device=device, run_dir=run_dir, sinks=[told], stop=stop, apart=command.apart
+            )
         except PipelineError as error:
             raise in_flags(error, command, graph) from error
     if result.interrupted:
@@ -146,8 +151,21 @@ def _run(
     else:
         folder = f"\nrun folder: {result.run_dir}" if kept else ""
         typer.echo(f"{result.outputs[command.text]}{folder}", err=pipes)
-    if command.failures and result.outputs[command.result][command.failures]:
+    if command.failures and not shared and result.outputs[command.result][command.failures]:
         raise typer.Exit(1)
+
+
+def _set(graph: Graph, values: dict[str, Any]) -> None:
+    for place, value in values.items():
+        node, _, name = place.rpartition(".")
+        graph.nodes[node].inputs[name] = value
+
+
+def collect_garbage() -> None:
+    """From now on; not what there is now. A command's imports are all there to stay, and each time that Python's
+    collector walks them takes a tenth of a second, which is why ``main`` has it wait."""
+    gc.freeze()
+    gc.enable()
 
 
 def _streams(graph: Graph, registry: Registry) -> frozenset[str]:

@@ -14,6 +14,7 @@ from sr_pipeline.errors import UsageError
 
 Precision = Literal["fp32", "tf32", "bf16"]
 MemoryFormat = Literal["contiguous", "channels_last"]
+Capture = Literal["off", "graph", "compile"]
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,17 @@ class Mode:
     mantissa) and sum in float32; weights, optimizers, losses and whatever lies on a wire stay float32, and so does
     all that no gradient passes, validation for one. ``tf32`` rounds the inputs of float32 products to 10 bits on a
     GPU that can. ``channels_last`` keeps each model's convolutions as [B, H, W, C] in memory: same numbers, summed in
-    another order.
+    another order. ``graph`` records a step once, as one CUDA graph, and replays it; ``compile`` has torch compile the
+    networks.
     """
 
     precision: Precision = "fp32"
     memory_format: MemoryFormat = "contiguous"
+    capture: Capture = "off"
 
     def __str__(self) -> str:
-        return f"{self.precision}, {self.memory_format}"
+        captured = "" if self.capture == "off" else f", capture {self.capture}"
+        return f"{self.precision}, {self.memory_format}{captured}"
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """In which a node runs that gradients flow through."""

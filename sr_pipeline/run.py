@@ -4,24 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from sr_pipeline import determinism
 from sr_pipeline.cache import SetupCache
+from sr_pipeline.capture import capturing, chosen_capture
 from sr_pipeline.errors import UsageError, nearest
 from sr_pipeline.events import Channel, Sink
-from sr_pipeline.execute import Context, Executor
+from sr_pipeline.execute import Context, Executor, writing
 from sr_pipeline.folder import RunFolder, Settings, find_folder, locked, new_folder, read_record
 from sr_pipeline.graph import Graph
+from sr_pipeline.launch import check_restarts, is_restart, joined, own_device
 from sr_pipeline.plan import Plan, compile_plan
 from sr_pipeline.precision import chosen_mode
 from sr_pipeline.registry import Registry, load_packs
 from sr_pipeline.runner import Result, Runner
 from sr_pipeline.saver import Best, best_of
 from sr_pipeline.sinks import JsonLines, MetricsCsv, TensorBoard
-from sr_pipeline.watch import policy_of
+from sr_pipeline.watch import changing, policy_of
+from sr_pipeline.world import ALONE, World
 
 
 def run(
@@ -32,6 +36,7 @@ def run(
     device: str = "auto",
     precision: str = "fp32",
     memory_format: str = "auto",
+    capture: str = "off",
     deterministic: bool = False,
     threads: int | None = None,
     seed: int | None = None,
@@ -46,6 +51,7 @@ def run(
     sinks: Sequence[Sink] = (),
     stop: Callable[[], bool] = lambda: False,
     cache: SetupCache | None = None,
+    apart: bool = False,
 ) -> Result:
     """Run a graph to its end, or until ``stop()`` is true after a step: then the state is saved and nothing fires.
 
@@ -56,6 +62,8 @@ def run(
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
         precision: ``fp32``, ``tf32``, ``bf16`` or ``auto``; see ``Mode``.
         memory_format: ``contiguous``, ``channels_last`` or ``auto``.
+        capture: ``off``, ``graph`` (on CUDA a step is recorded once and replayed), ``compile`` (of the networks) or
+            ``auto`` (a graph where the device and the plan allow one). Where it cannot be, the reason is told.
         deterministic: torch's deterministic algorithms: with the seed, the same bits each time on one machine.
         threads: of the CPU; as torch has it by default.
         seed: of everything random; 0 by default, and the run's own on resume.
@@ -72,6 +80,7 @@ def run(
         sinks: functions that are given each event.
         stop: asked after each step.
         cache: setup values of earlier runs of this process, and where this one's are kept.
+        apart: processes that torchrun started do not share the run: each has one of its own.
 
     Raises:
         GraphError: the graph is faulty; nothing was run or written.
@@ -81,7 +90,7 @@ def run(
         RunFolderError: a file of the folder cannot be written.
     """
     registry = load_packs() if registry is None else registry
-    where = resolve_device(device)
+    where = own_device(resolve_device(device))
     mode = chosen_mode(precision, memory_format, where)
     if checkpoint_every is not None and checkpoint_every < 1:
         raise UsageError(f"--checkpoint-every {checkpoint_every}", "is no number of steps", "give 1 or more")
@@ -89,12 +98,17 @@ def run(
     plan = compile_plan(with_steps(graph, registry, steps), registry, only)
     watched = _best_of(best, plan) if best is not None else None
     path = Path(run_dir) if run_dir is not None else None
-    folder = find_folder(path, graph) if resume else new_folder(path, graph)
-    seed = _seed_of(folder, seed) if resume else seed or 0
-    if cache is not None:
-        cache.device, cache.seed = str(where), seed
+    if not apart:
+        check_restarts(path is not None)
     with ExitStack() as stack:
-        stack.enter_context(locked(folder, new=not resume))
+        world = ALONE if apart else stack.enter_context(joined())
+        _check_shares(plan, world)
+        captured, refused = chosen_capture(capture, plan, where, world.alone)
+        mode, plan = replace(mode, capture=captured), replace(plan, warnings=(*plan.warnings, *refused))
+        resume = resume or (is_restart() and not apart and path is not None and RunFolder(path).record.is_file())
+        folder, seed = world.of_first(lambda: _opened(stack, path, graph, resume, seed))
+        if cache is not None:
+            cache.device, cache.seed = str(where), seed
         stack.enter_context(torch.no_grad())
         stack.enter_context(mode.products(where))
         stack.enter_context(determinism.threads(threads))
@@ -112,16 +126,42 @@ def run(
             best=best,
             on_nan=on_nan,
             tensorboard=tensorboard,
+            capture=mode.capture,
         )
-        files = _file_sinks(folder, tensorboard)
-        for file in files:
-            stack.enter_context(closing(file))
-        channel = Channel([*files, *([watched] if watched is not None else []), *sinks])
-        executor = Executor(plan, Context(folder.path, seed, where, channel, mode), cache)
+        channel = Channel([], world=world)
+        if world.leads:
+            files = _file_sinks(folder, tensorboard)
+            for file in files:
+                stack.enter_context(closing(file))
+            channel.sinks = [*files, *([watched] if watched is not None else []), *sinks]
+        executor = Executor(plan, Context(folder.path, seed, where, channel, mode, world), cache)
+        stack.enter_context(capturing(executor))
         runner = Runner(
             executor, folder, channel, checkpoint_every, watched, allow_changed, stop, steps, settings, policy
         )
         return runner.run(resume)
+
+
+def _opened(stack: ExitStack, path: Path | None, graph: Graph, resume: bool, seed: int | None) -> tuple[RunFolder, int]:
+    """The run's folder, kept to this run while the stack lasts, and the run's seed."""
+    folder = find_folder(path, graph) if resume else new_folder(path, graph)
+    stack.enter_context(locked(folder, new=not resume))
+    return folder, _seed_of(folder, seed) if resume else seed or 0
+
+
+def _check_shares(plan: Plan, world: World) -> None:
+    """Raise where processes cannot share a run: each would do all of it."""
+    if world.alone or plan.stream is None:
+        return
+    made = plan.wiring.types[plan.stream]
+    if "world" not in made.injected.values():
+        fix = "run it in one process, or wire a stream whose node takes a World"
+        raise UsageError(plan.wiring.where(plan.stream), f"{made.name} does not share out its items", fix)
+    if in_the_way := sorted(writing(plan) & changing(plan)):
+        what = (
+            "it writes files, or needs what does, so that the first process alone would run it; and training needs it"
+        )
+        raise UsageError(plan.wiring.where(in_the_way[0]), what, "run it in one process")
 
 
 def _best_of(text: str, plan: Plan) -> Best:

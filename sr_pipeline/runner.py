@@ -11,6 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
 from sr_pipeline.checkpoint import digest, latest, snapshot, step_of
 from sr_pipeline.errors import NodeRunError, PipelineError, RunFolderError
 from sr_pipeline.events import Channel, Done, Failed, Progress, Resumed, RunStarted, Saved, Warned
@@ -20,6 +23,7 @@ from sr_pipeline.plan import Plan
 from sr_pipeline.resume import restore
 from sr_pipeline.saver import Best, Saver
 from sr_pipeline.watch import OnNan, Watch
+from sr_pipeline.world import World
 
 T = TypeVar("T")
 SAVE_SECONDS = 300.0
@@ -56,18 +60,27 @@ class Runner:
 
     def __post_init__(self) -> None:
         self.saver = Saver(self.folder.checkpoints)
-        self.watch = Watch(self.executor, self.on_nan, self.back, self.stop)
+        self.watch = Watch(self.executor, self.on_nan, self.back, self.stopped)
         self._digests: dict[str, str] | None = None
 
     @property
     def plan(self) -> Plan:
         return self.executor.plan
 
+    @property
+    def world(self) -> World:
+        return self.executor.context.world
+
+    def stopped(self) -> bool:
+        """Whether any process of the run was told to stop."""
+        return self.world.any([self.stop()])[0]
+
     def run(self, resume: bool) -> Result:
         began = time.monotonic()
         try:
             self.announce()
             interrupted = self.work(resume)
+            self.channel.flush()
         except BaseException as error:
             if not isinstance(error, SystemExit):  # which a second signal raises: at once
                 self.fail(error)
@@ -78,7 +91,8 @@ class Runner:
     def announce(self) -> None:
         context, graph = self.executor.context, self.plan.wiring.graph.source
         folder, device, nodes = str(self.folder.path), str(context.device), len(self.plan.ops)
-        self.channel.emit(RunStarted(graph, folder, context.seed, device, nodes, str(context.mode)))
+        size = self.world.size
+        self.channel.emit(RunStarted(graph, folder, context.seed, device, nodes, str(context.mode), size))
         for warning in self.plan.warnings:
             self.channel.emit(Warned(warning.where, f"{warning.what}; {warning.fix}"))
 
@@ -86,8 +100,9 @@ class Runner:
         """Set up, step, finish and save; true when it was interrupted."""
         if not resume:
             self.record()
-        streams = self.plan.stream is not None  # which is asked to stop after a step: then there is a state to save
-        interrupted = not self.executor.setup((lambda: False) if streams else self.stop)
+        later = self.plan.stream is not None  # it is asked to stop after a step: then there is a state to save
+        later = later or not self.world.alone
+        interrupted = not self.executor.setup((lambda: False) if later else self.stop)
         if resume:
             self.resume()
         interrupted = interrupted or self.steps()
@@ -107,23 +122,40 @@ class Runner:
         self.channel.emit(Resumed(self.position))
 
     def back(self) -> int | None:
-        """Load the newest whole checkpoint, and say of which step it is; None where there is none."""
+        """Load the newest whole checkpoint, and say of which step it is; None where there is none.
+
+        The first process reads it: the others have its state from it.
+        """
         self.tell_saved(self.saver.wait())
+        step, self.saved = self.world.of_first(self.load)
+        if step is not None and not self.world.alone:
+            self.share()
+        return step
+
+    def share(self) -> None:
+        """Give all processes the first one's state."""
+        state = self.executor.state()
+        states = {name: value.state_dict() for name, value in state.items()} if self.world.leads else {}
+        found = self.world.of_first(lambda: tree_map_only(Tensor, Tensor.cpu, states))
+        for name in found if not self.world.leads else ():
+            state[name].load_state_dict(found[name])
+
+    def load(self) -> tuple[int | None, int]:
+        """Load the newest whole checkpoint: its step, and the step that needs no saving."""
         if latest(self.folder.checkpoints) is None:
-            return None
+            return None, self.saved
         found = restore(self.folder.checkpoints, self.executor.state(), self.digests(), self.allow_changed)
-        self.saved = found.saved.step if found.fit.whole else -1  # else anew: the next resume is of this graph
         if self.best is not None:
             self.best.load_state_dict(found.saved.best)
         for text in found.notes:
             self.channel.emit(Warned(str(self.folder.checkpoints), text))
-        return found.saved.step
+        return found.saved.step, found.saved.step if found.fit.whole else -1  # anew: the next resume is of this graph
 
     def steps(self) -> bool:
         """Step through the stream, from another place on where steps are left out; true when it was interrupted."""
         ended: bool | None = None
         while ended is None:
-            if self.plan.stream is not None and self.stop():
+            if self.plan.stream is not None and self.stopped():
                 return True
             with closing(self.executor.stream(self.position)) as items:
                 ended = self.through(items)
@@ -144,7 +176,7 @@ class Runner:
             try:
                 self.executor.step(item, self.position, last)
             except NodeRunError as error:
-                if not self.watch.met():
+                if not self.world.alone or not self.watch.met():  # the others know nothing of it
                     raise
                 self.mend(self.position + 1, last, error)
                 return None
@@ -155,11 +187,11 @@ class Runner:
             if last or len(ends) == 2 or now - told > 0.2:
                 told = now
                 self.channel.emit(Progress(self.position, total, (len(ends) - 1) / max(now - ends[0], 1e-9)))
-            due = self.due(now - self.saved_at)
-            if (last or due or self.watch.due(self.position)) and not self.watch.finite(self.position):
+            due, look, stop = self.agreed(now)
+            if (last or due or look) and not self.watch.finite(self.position):
                 self.mend(self.position, last)
                 return None
-            if self.stop():
+            if stop:
                 return not last
             if due:
                 self.save()
@@ -170,15 +202,22 @@ class Runner:
         self.position = self.watch.mend(position, last, cause)
         self.save()
 
-    def due(self, seconds: float) -> bool:
-        """Whether to save: the cadence says so, or this step is the best."""
+    def agreed(self, now: float) -> tuple[bool, bool, bool]:
+        """After a step, for all processes alike: whether to save, to look at the numbers, and to stop."""
+        awaited = self.best is not None and self.channel.holds(self.best.metric)
+        tell, due, look, stop = self.world.any(
+            [awaited or self.channel.due(), self.due(now - self.saved_at), self.watch.due(self.position), self.stop()]
+        )
+        if tell:
+            self.channel.flush()
         if self.best is not None:
-            if self.channel.holds(self.best.metric):
-                self.channel.flush()
-            if self.best.step == self.position:
-                return True
+            due = self.world.any([due or self.best.step == self.position])[0]
+        return due, look, stop
+
+    def due(self, seconds: float) -> bool:
+        """Whether the cadence says to save."""
         if self.checkpoint_every is None:
-            return seconds > SAVE_SECONDS
+            return seconds > SAVE_SECONDS and self.world.leads
         return self.position % self.checkpoint_every == 0
 
     def save(self) -> None:
@@ -191,22 +230,29 @@ class Runner:
             self.channel.emit(Warned("watch", f"{what}; --resume does the steps since the last checkpoint again"))
             return
         self.tell_saved(self.saver.wait())
+        self.saved, self.saved_at = self.position, time.monotonic()
+        if not self.world.leads:
+            return
         best = self.best.state_dict() if self.best is not None else None
         taken = snapshot(self.position, self.executor.state(), self.digests(), best)
         self.saver.start(taken, best=self.best is not None and self.best.step == self.position)
-        self.saved, self.saved_at = self.position, time.monotonic()
 
     def tell_saved(self, path: Path | None) -> None:
         if path is not None:
             self.channel.emit(Saved(step_of(path), str(path)))
 
     def fail(self, error: BaseException) -> None:
-        """Save what is sound, and tell what happened: the disk may be full, and the device lost."""
+        """Save what is sound, and tell what happened: the disk may be full, and the device lost.
+
+        Where several processes share the run, the others cannot be asked: what was saved and told before stands.
+        """
         with suppress(PipelineError, RuntimeError):
-            self.channel.flush()
+            if self.world.alone:
+                self.channel.flush()
         with suppress(PipelineError, RuntimeError):
             self.tell_saved(self.saver.wait())
-            if self.executor.is_sound() and not self.watch.away and not isinstance(error, RunFolderError):
+            sound = self.world.alone and self.executor.is_sound() and not self.watch.away
+            if sound and not isinstance(error, RunFolderError):
                 self.save()
                 self.tell_saved(self.saver.wait())
         if isinstance(error, PipelineError):
@@ -216,6 +262,8 @@ class Runner:
                 self.channel.emit(Failed(error.faults[0].where, str(error), step))
 
     def record(self) -> None:
+        if not self.world.leads:
+            return
         graph = self.plan.wiring.graph
         write_record(self.folder, graph, record_of(self.settings, graph))
 

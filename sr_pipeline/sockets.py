@@ -22,6 +22,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter,
 from pydantic_core import ErrorDetails
 from torch import Tensor, nn
 
+from sr_pipeline import world
+
 T = TypeVar("T")
 
 
@@ -117,8 +119,12 @@ Training = Annotated[bool, Injected("training")]
 RetainGraph = Annotated[bool, Injected("retain_graph")]
 """True where another backward pass follows over the same forward pass."""
 Report = Annotated[Reporter, Injected("report")]
+World = Annotated[world.World, Injected("world")]
+"""Which of the processes that share the run this is. A stream that takes it gives this one's share of each item."""
 
-INJECTABLE = frozenset({"step", "start", "run_dir", "rng", "seed", "device", "training", "retain_graph", "report"})
+INJECTABLE = frozenset(
+    {"step", "start", "run_dir", "rng", "seed", "device", "training", "retain_graph", "report", "world"}
+)
 
 
 @dataclass(frozen=True)

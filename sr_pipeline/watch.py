@@ -89,7 +89,8 @@ class Watch:
         state = {name: self.executor.values[slot] for name, slot in self.executor.plan.state.items()}
         losses, self.losses = self.losses, []
         self.looked = time.monotonic()
-        if not all_finite([*losses, *(tensor for _, tensor in parts("state", state))]):
+        bad = not all_finite([*losses, *(tensor for _, tensor in parts("state", state))])
+        if self.executor.context.world.any([bad])[0]:
             return False
         self.sound = position
         return True
@@ -176,6 +177,8 @@ class Watch:
 
     def _diagnosed(self, item: Any, step: int, last: bool) -> NotFiniteError:
         diagnosis, usual = Diagnosis(self.executor.plan, step), self.executor.around
+        if not self.executor.context.world.alone:  # one that stopped at a node would leave the others waiting
+            return self._of_step(step)
         try:
             self.executor.around = dict.fromkeys(self.training, diagnosis)
             diagnosis.check_item(item)
@@ -185,6 +188,11 @@ class Watch:
         finally:
             self.executor.around = usual
         return self._of_state(step + 1)
+
+    def _of_step(self, step: int) -> NotFiniteError:
+        what = f"a loss or a weight is not finite at step {step + 1}"
+        source = self.executor.plan.wiring.graph.source
+        return NotFiniteError(source, what, "resume in one process, and the node is named")
 
     def _of_state(self, position: int) -> NotFiniteError:
         wiring = self.executor.plan.wiring

@@ -10,6 +10,7 @@ import PIL.Image
 import pytest
 
 from sr_nodes.assets import graphs
+from sr_nodes.shards import open_shards
 from sr_pipeline.check import with_settings
 from sr_pipeline.graph import Graph
 from sr_pipeline.paths import resolve
@@ -65,6 +66,7 @@ PRODUCTS: dict[str, Callable[[Path], bool]] = {
         and (folder / "upscaled" / "picture-1a.jpg").is_file()
     ),
     "export": lambda folder: (folder / "generator.onnx").stat().st_size > 100,
+    "shards": lambda folder: len(open_shards(str(folder / "shards"))) == 6,
 }
 """What each graph that does not train leaves in its folder."""
 

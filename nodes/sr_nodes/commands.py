@@ -77,6 +77,11 @@ COMMANDS = (
             Flag("--quality", ("sr.quality",), "1 to 100: JPEG 95, WebP 95, AVIF 85.", number=True),
             Flag("--suffix", ("pictures.suffix",), "Put to each name: _x4 makes cat_x4.png of cat.png."),
             Flag("--max-megapixels", ("pictures.max_megapixels",), "Refuse larger pictures: 150.", number=True),
+            Flag(
+                "--share",
+                ("pictures.share",),
+                "K/N: of the files, the K-th of N shares. Under torchrun or srun, each process's own.",
+            ),
             Flag("--overwrite", ("pictures.overwrite",), "Make results anew that are there.", switch=True),
             Flag(
                 "--no-metadata",
@@ -93,6 +98,23 @@ COMMANDS = (
         temporary_with="out",
         sets={"summary.strict": False},
         stopped="{done} of {total} files are done; the same command, without --overwrite, goes on with the rest",
+        apart=True,
+    ),
+    Command(
+        name="shards",
+        graph="shards",
+        help="Pack folders of pictures into tar shards (webdataset's format), to train on more than fits the memory.",
+        flags=(
+            Flag("folder", ("parts.folders",), "Folders of pictures.", required=True, multiple=True),
+            Flag("--output", ("parts.output",), "The folder of the shards.", required=True),
+            Flag("--shard-mb", ("parts.shard_mb",), "MB of pictures in a shard, at most: 256.", number=True),
+            Flag("--shard-count", ("parts.shard_count",), "Pictures in a shard, at most: 10000.", number=True),
+            Flag("--min-size", ("parts.min_size",), "Leave out pictures of a side below so many pixels.", number=True),
+        ),
+        result="made",
+        text="made",
+        temporary_with="output",
+        stopped="{done} of {total} shards are done; the same command goes on with the rest",
     ),
     Command(
         name="export",

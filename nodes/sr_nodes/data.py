@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import signal
-import sys
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, overload
+from typing import Annotated, overload
 
-import numpy as np
-import torch
 from pydantic import Field
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
+from sr_nodes.crops import UNSEEDED, Crops, images
 from sr_nodes.modules import CPU
 from sr_nodes.pictures import (
     UnreadablePicture,
@@ -24,15 +18,12 @@ from sr_nodes.pictures import (
     find_pictures,
     read_picture,
     read_pictures,
-    to_image,
 )
 from sr_nodes.types import Image
 from sr_pipeline.node import node
 from sr_pipeline.paths import resolve
-from sr_pipeline.sockets import SILENT, Device, InputPath, Report, Seed, SeedSource, Start
-
-UNSEEDED = SeedSource()
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+from sr_pipeline.sockets import SILENT, Device, InputPath, Report, Seed, Start, World
+from sr_pipeline.world import ALONE
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +114,11 @@ def random_crops(
     start: Start = 0,
     seed: Seed = UNSEEDED,
     device: Device = CPU,
+    world: World = ALONE,
 ) -> Iterator[Image]:
     """A stream of batches of square crops at random places, each an Image [batch, 3, size, size].
+
+    Where several processes share the run, each cuts its share of every batch.
 
     Batch i depends on the run's seed, this node's id and i alone: not on the number of workers, nor on where the
     run started. The crops of a batch come from distinct photographs; where the batch is larger than their number,
@@ -135,21 +129,18 @@ def random_crops(
     Args:
         photos: what to cut from.
         size: side of a crop in pixels; a multiple of the scale.
-        batch: crops a step.
+        batch: crops a step, of all processes together.
         steps: the length of the stream, which is the length of the whole run.
         flips: mirror each crop left to right with probability 1/2.
         rotations: turn each crop by 0, 90, 180 or 270 degrees, with probability 1/4 each.
         workers: processes that cut ahead; 0 cuts in this one. Worth it for photographs that are not in memory.
 
     Raises:
-        ValueError: a photograph is smaller than a crop.
+        ValueError: a photograph is smaller than a crop, or the batch does not divide by the processes.
     """
     _check_sizes(photos, size)
-    batches = _Batches(photos, size, batch, flips, rotations, seed)
-    for pixels in _read(batches, range(start, steps), workers):
-        # The 8-bit pixels travel, a quarter of the bytes; pinned, their copy does not wait for the device.
-        sent = pixels.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else pixels.to(device)
-        yield to_image(sent)
+    crops = Crops(photos, size, batch, world.share(batch), flips, rotations, seed)
+    yield from images(crops, range(start, steps), workers, device)
 
 
 def _check_sizes(photos: Photos, size: int) -> None:
@@ -161,68 +152,3 @@ def _check_sizes(photos: Photos, size: int) -> None:
     if small:
         shown = ", ".join(small[:5]) + (f" and {len(small) - 5} more" if len(small) > 5 else "")
         raise ValueError(f"smaller than a crop of {size}x{size}: {shown}; remove them, or make size smaller")
-
-
-@dataclass(frozen=True, eq=False)
-class _Batches(Dataset[Tensor]):
-    """Item i is batch i of the stream, uint8 [batch, 3, size, size]."""
-
-    photos: Photos
-    size: int
-    batch: int
-    flips: bool
-    rotations: bool
-    seed: SeedSource
-
-    def __getitem__(self, index: int) -> Tensor:
-        rng = self.seed.rng(index)
-        order = torch.randperm(len(self.photos), generator=rng)
-        chosen = order[torch.arange(self.batch) % len(order)].tolist()
-        draws = torch.rand(self.batch, 4, generator=rng, dtype=torch.float64).tolist()
-        crops = np.empty((self.batch, 3, self.size, self.size), np.uint8)
-        for crop, photo, draw in zip(crops, chosen, draws, strict=True):
-            crop[...] = self._cut(self.photos[photo].numpy(), *draw)
-        return torch.from_numpy(crops)
-
-    def _cut(self, photo: Pixels, down: float, right: float, mirror: float, turn: float) -> Pixels:
-        """A view of the photograph; the four numbers are uniform in [0, 1)."""
-        top = int(down * (photo.shape[1] - self.size + 1))
-        left = int(right * (photo.shape[2] - self.size + 1))
-        crop = photo[:, top : top + self.size, left : left + self.size]
-        if self.flips and mirror < 0.5:
-            crop = crop[:, :, ::-1]
-        return np.rot90(crop, int(4 * turn), axes=(1, 2)) if self.rotations else crop
-
-
-def _read(batches: _Batches, positions: range, workers: int) -> Iterator[Tensor]:
-    if not workers:
-        return map(batches.__getitem__, positions)
-    with _interrupts_held(), warnings.catch_warnings():
-        # Python warns of fork beside threads, and torch of more workers than cores: neither is the user's to mend.
-        warnings.simplefilter("ignore")
-        loader = DataLoader(
-            batches,
-            batch_size=None,
-            sampler=positions,
-            num_workers=workers,
-            worker_init_fn=_leave_interrupts_to_the_run,
-            generator=torch.Generator(),  # its own, so that the global one does not move
-        )
-        return iter(loader)
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Processes started in here do not get Ctrl-C, from their first moment on: it is the run's, which ends them."""
-    if sys.platform == "win32":  # which cannot hold a signal: there the worker's own first act must do
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _leave_interrupts_to_the_run(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
+from sr_nodes.batchnorm import synchronised
 from sr_nodes.modules import CPU, mode, seeded
 from sr_nodes.types import Discriminator, Image, Logits
 from sr_pipeline.node import node
-from sr_pipeline.sockets import Device, Rng, Training
+from sr_pipeline.sockets import Device, Rng, Training, World
+from sr_pipeline.world import ALONE
 
 
 class SRGANDiscriminator(Discriminator):
@@ -60,8 +62,10 @@ def discriminator(
     crop: Annotated[int, Field(ge=16, le=1024)] = 96,
     channels: Annotated[int, Field(ge=1, le=1024)] = 64,
     dense: Annotated[int, Field(ge=1, le=65536)] = 1024,
+    sync_batch_norm: bool = True,
     rng: Rng | None = None,
     device: Device = CPU,
+    world: World = ALONE,
 ) -> Discriminator:
     """The discriminator of SRGAN (Ledig et al., CVPR 2017, figure 4), with new random weights.
 
@@ -71,9 +75,11 @@ def discriminator(
         crop: side of the images that it judges, in pixels; its dense layer is made for that size.
         channels: feature maps of the first layer; the last has eight times as many.
         dense: width of the dense layer.
+        sync_batch_norm: where several processes train it, BatchNorm over the joined batch rather than each its own.
     """
     with seeded(rng):
-        return SRGANDiscriminator(crop, channels, dense).to(device)
+        net = SRGANDiscriminator(crop, channels, dense)
+    return synchronised(net.to(device), world, sync_batch_norm)
 
 
 class UNetDiscriminator(Discriminator):
@@ -175,7 +181,11 @@ class PatchDiscriminator(Discriminator):
 
 @node(category="discriminator")
 def patch_discriminator(
-    channels: Annotated[int, Field(ge=1, le=1024)] = 64, rng: Rng | None = None, device: Device = CPU
+    channels: Annotated[int, Field(ge=1, le=1024)] = 64,
+    sync_batch_norm: bool = True,
+    rng: Rng | None = None,
+    device: Device = CPU,
+    world: World = ALONE,
 ) -> Discriminator:
     """PatchGAN 70x70 (Isola et al., pix2pix, CVPR 2017, appendix 6.1.2), with new random weights.
 
@@ -184,9 +194,11 @@ def patch_discriminator(
 
     Args:
         channels: feature maps of the first layer; the last has eight times as many.
+        sync_batch_norm: where several processes train it, BatchNorm over the joined batch rather than each its own.
     """
     with seeded(rng):
-        return PatchDiscriminator(channels).to(device)
+        net = PatchDiscriminator(channels)
+    return synchronised(net.to(device), world, sync_batch_norm)
 
 
 @node(category="discriminator")

@@ -108,6 +108,10 @@ def load_generator(
     return generator.to(device)
 
 
+_NOT_OF_THE_NETWORK = frozenset({"rng", "device", "world", "sync_batch_norm"})
+"""Arguments of a builder that say how it is made and trained."""
+
+
 def _built(architecture: str, config: dict[str, Any], file: Path) -> Generator:
     if architecture.startswith("spandrel/"):
         raise ValueError(f"{file} holds {architecture[:80]}, a network of spandrel's; load_upscaler reads it")
@@ -133,7 +137,7 @@ def _read(path: Path) -> Weights:
     if found.architecture not in BUILDERS:
         return found
     options = inspect.signature(BUILDERS[found.architecture]).parameters.values()
-    defaults = {option.name: option.default for option in options if option.name not in ("rng", "device")}
+    defaults = {option.name: option.default for option in options if option.name not in _NOT_OF_THE_NETWORK}
     return found._replace(config={**defaults, **found.config})
 
 

@@ -122,7 +122,11 @@ def folded(generator: Generator) -> Generator:
     made = copy.deepcopy(generator).eval()
     for parent, first, second in _neighbours(made):
         conv, norm = getattr(parent, first), getattr(parent, second)
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None:
+        if (
+            isinstance(conv, nn.Conv2d)
+            and isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
+            and norm.running_mean is not None
+        ):
             setattr(parent, first, fuse_conv_bn_eval(conv, norm))
             setattr(parent, second, nn.Identity())
     return made

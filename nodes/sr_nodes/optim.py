@@ -14,7 +14,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sr_nodes.modules import check_fits
 from sr_pipeline.node import node
-from sr_pipeline.sockets import SILENT, Backward, Loss, Model, Mutates, Optimizer, Report, RetainGraph, Step
+from sr_pipeline.sockets import SILENT, Backward, Loss, Model, Mutates, Optimizer, Report, RetainGraph, Step, World
+from sr_pipeline.world import ALONE
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -129,7 +130,7 @@ class Stepped(NamedTuple, Generic[M]):
     optimizer: Optimizer
 
 
-@node(category="optimizer")
+@node(category="optimizer", recordable=True)
 def optimizer_step(
     loss: Backward[Loss],
     model: Mutates[M],
@@ -140,6 +141,7 @@ def optimizer_step(
     retain_graph: RetainGraph = False,
     step: Step = 0,
     report: Report = SILENT,
+    world: World = ALONE,
 ) -> Stepped[M]:
     """Change a model's weights, in place, against the gradient of a loss.
 
@@ -153,6 +155,8 @@ def optimizer_step(
     gradients are a part of the optimizer's state, and are saved with it. Those that a run ends on wait there for a
     resume; they change nothing else. Schedules count the items of the stream, not the updates.
 
+    Where several processes share the run, the gradients are those of the mean of their losses.
+
     Args:
         loss: what to make smaller.
         model: the network to change.
@@ -164,7 +168,7 @@ def optimizer_step(
     parameters = _parameters(optimizer)
     _check_step(loss, model, optimizer, parameters)
     optimizer.zero_grad(set_to_none=True)  # what others left there is no part of this loss's gradient
-    torch.autograd.backward(loss, inputs=parameters, retain_graph=retain_graph)
+    world.backward(loss, parameters, retain_graph)
     if step == 0:
         _warn_of_unreached(model, parameters, report)
     if learning_rate is not None:

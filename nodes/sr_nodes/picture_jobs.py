@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -138,6 +139,36 @@ def refusal(place: Place, sources: Collection[Path], taken: Mapping[Path, Path],
     if not os.access(target.parent, os.W_OK):
         return f"the folder {target.parent} cannot be written to; give another output"
     return ""
+
+
+def share_of(text: str | None, environment: Mapping[str, str]) -> tuple[int, int]:
+    """Which share of a job is this process's, (K, N) with K of 1 to N: by ``K/N``, or by what started it.
+
+    torchrun numbers its processes, and so does srun; where neither did, or only one was started, it is all of it.
+
+    >>> share_of("2/3", {}), share_of(None, {"RANK": "3", "WORLD_SIZE": "4"}), share_of(None, {})
+    ((2, 3), (4, 4), (1, 1))
+
+    Raises:
+        ValueError: the text is no share.
+    """
+    if text is not None:
+        match = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+        number, shares = (int(match[1]), int(match[2])) if match else (0, 0)
+        if not 1 <= number <= shares:
+            raise ValueError(f"the share {text!r} is not K/N with K from 1 to N; give 1/3 to the first of three")
+        return number, shares
+    for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
+        if rank in environment and size in environment and (rank == "RANK" or "SLURM_STEP_ID" in environment):
+            return int(environment[rank]) + 1, int(environment[size])  # a batch script has them too, but is no step
+    return 1, 1
+
+
+def shared_out(found: Sequence[Place], number: int, shares: int) -> list[int]:
+    """The positions that are one share of a job: by turns, and pictures apart from other files, which cost nothing."""
+    pictures = [position for position, place in enumerate(found) if place.is_picture]
+    others = [position for position, place in enumerate(found) if not place.is_picture]
+    return sorted(pictures[number - 1 :: shares] + others[number - 1 :: shares])
 
 
 def write_bytes(target: Path, data: bytes) -> None:

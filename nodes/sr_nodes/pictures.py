@@ -118,7 +118,7 @@ def decoded_bytes(path: Path) -> int:
 def _decode(path: Path) -> Tensor:
     with readable(path), PIL.Image.open(path, formats=READ) as picture:
         picture.load()
-        array = _rgb(ImageOps.exif_transpose(picture))
+        array = as_rgb(ImageOps.exif_transpose(picture))
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
 
@@ -140,8 +140,8 @@ def readable(path: Path) -> Iterator[None]:
         raise UnreadablePicture(f"{path}: damaged or unsupported: {error}") from error
 
 
-def _rgb(picture: PIL.Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """[H, W, 3]."""
+def as_rgb(picture: PIL.Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The pixels of an upright picture as 8-bit sRGB, [H, W, 3]; as ``read_picture`` says."""
     if picture.mode == "F":
         raise ValueError("floating-point pixels, which have no agreed white; save it as 8 or 16 bits")
     if picture.mode.startswith("I"):

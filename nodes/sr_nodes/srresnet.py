@@ -9,10 +9,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sr_nodes.batchnorm import synchronised
 from sr_nodes.modules import CPU, seeded
 from sr_nodes.types import Generator
 from sr_pipeline.node import node
-from sr_pipeline.sockets import Device, Rng
+from sr_pipeline.sockets import Device, Rng, World
+from sr_pipeline.world import ALONE
 
 Scale = Literal[2, 3, 4, 8]
 
@@ -138,8 +140,10 @@ def srresnet(
     output: Literal["none", "tanh"] = "none",
     value_range: Literal["-1..1", "0..1"] = "-1..1",
     input_norm: Literal["none", "imagenet"] = "none",
+    sync_batch_norm: bool = True,
     rng: Rng | None = None,
     device: Device = CPU,
+    world: World = ALONE,
 ) -> Generator:
     """SRResNet, the generator of SRGAN (Ledig et al., CVPR 2017, figure 4), with new random weights.
 
@@ -156,10 +160,11 @@ def srresnet(
         output: activation of the last layer; the paper names none.
         value_range: what the last layer's numbers are, the paper's [-1, 1] or the image itself.
         input_norm: what the first layer sees: the paper's [0, 1], or that less ImageNet's mean, over its deviation.
+        sync_batch_norm: where several processes train it, BatchNorm over the joined batch rather than each its own.
     """
     with seeded(rng):
         net = SRResNet(scale, blocks, channels, batch_norm, bias_before_bn, prelu, output, value_range, input_norm)
-        return net.to(device)
+    return synchronised(net.to(device), world, sync_batch_norm)
 
 
 class MSRResNet(Generator):

@@ -14,7 +14,7 @@ from typing import Any
 from sr_nodes.assets import graphs
 from sr_nodes.picture_encoding import check_holds, encode, fitted
 from sr_nodes.picture_files import PIPE, WRITTEN, Picture, read_whole
-from sr_nodes.picture_jobs import Format, Place, places, refusal, write_bytes
+from sr_nodes.picture_jobs import Format, Place, places, refusal, share_of, shared_out, write_bytes
 from sr_nodes.types import Generator
 from sr_nodes.upscale import (
     Batch,
@@ -77,6 +77,7 @@ def picture_files(
     suffix: str = "",
     overwrite: bool = False,
     max_megapixels: Megapixels = 150,
+    share: str | None = None,
     start: Start = 0,
     run_dir: RunDir | None = None,
     report: Report = SILENT,
@@ -87,6 +88,10 @@ def picture_files(
     was; and so are files of a folder that are no pictures by their suffix. Temporary files that a killed job left in
     the output are removed first.
 
+    Several processes, on this machine or on others with the same folders, can share a job: each is told its share, and
+    they need not talk. Every file is in one share, by its place in the sorted list alone; a share that was killed is
+    done by the same call again.
+
     Args:
         inputs: files, folders (with the folders in them), patterns such as photos/*.jpg, or - for standard input.
         output: a folder, in which the structure of the inputs is kept; for one file also a file, or - for standard
@@ -96,26 +101,32 @@ def picture_files(
         suffix: put to each name before its ending: _x4 makes cat_x4.png of cat.png.
         overwrite: make results anew that are there, and let a result take the place of its source.
         max_megapixels: refuse larger pictures, lest a small file fill the memory.
+        share: K/N takes the K-th of N shares of the files. Null is the share of this process where torchrun (RANK,
+            WORLD_SIZE) or srun (SLURM_PROCID, SLURM_NTASKS) started several, and all files elsewhere.
 
     Raises:
-        ValueError: a text is empty, a folder or pattern holds no picture, or the output cannot take so many, is of
-            another format, or has a suffix that is no picture's.
+        ValueError: a text is empty, a folder or pattern holds no picture, the output cannot take so many, is of
+            another format, or has a suffix that is no picture's, or the share is none.
     """
+    number, shares = share_of(share, os.environ)
     found = places(inputs, str((run_dir or Path()) / "upscaled") if output is None else output, format, suffix)
     sources = {place.source.resolve() for place in found if place.is_picture}
     _remove_stale(found, output)
+    own = shared_out(found, number, shares)
+    wanted = set(own[start:])
     taken: dict[Path, Path] = {}
     # The writer's threads end with its last job: this generator is exhausted before the last picture is computed.
-    write, ahead = Writer(), deque[Job]()
+    write, ahead, done = Writer(), deque[Job](), min(start, len(own))
     with ThreadPoolExecutor(1) as reader:
-        for number, place in enumerate(found):
-            if number >= start:
+        for position, place in enumerate(found):
+            if position in wanted:
                 job = Job(place, None, write, format=format, max_megapixels=max_megapixels)
                 ahead.append(_begun(job, sources, taken, overwrite, reader))
-            if place.is_picture:
+            if place.is_picture:  # of any share: two results of one name are refused in each
                 taken.setdefault(place.target.resolve(), place.source)
-            while len(ahead) > (AHEAD if number + 1 < len(found) else 0):
-                report.progress(number + 2 - len(ahead), len(found))
+            while len(ahead) > (AHEAD if position + 1 < len(found) else 0):
+                done += 1
+                report.progress(done, len(own))
                 yield ahead.popleft()
 
 

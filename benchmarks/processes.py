@@ -1,0 +1,92 @@
+"""What do more processes gain? One graph, one global batch, by one process and by several, in turn.
+
+    python benchmarks/processes.py [--graph train_srresnet] [--processes 2] [--steps 6] [--rounds 3] [--sync 1]
+                                   [--json] [--quick] [--out FOLDER]
+
+Each process has one thread (or one GPU). The seconds of a step are those between the ends of the second step and of the
+last, by the run's own events. ``--sync 0``: BatchNorm over each process's own part. The speed is the median over the
+rounds of one process's seconds by those of several: their number would be the most. It exits with 1 where the speed is
+less than 0.9 times that number.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from measure import DATA, Seconds, arguments, device_of, machine, publish, ratio, spread, tell
+
+GOAL = 0.9
+QUICK = ["hr.batch=4", "hr.size=48", "generator.blocks=4"]
+CRITICS = {"train_srgan"}
+
+
+def main() -> int:
+    parser = arguments(__doc__)
+    parser.add_argument("--graph", default="train_srresnet")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sync", type=int, default=1, choices=(0, 1))
+    parser.add_argument("--precision", default="fp32")
+    options = parser.parse_args()
+    options.threads = 1
+    device, settings = device_of(options), [f"generator.sync_batch_norm={str(bool(options.sync)).lower()}"]
+    settings.append("content_loss.every=1")
+    if options.graph in CRITICS:
+        settings += [f"discriminator.sync_batch_norm={str(bool(options.sync)).lower()}"]
+    if options.quick:
+        settings += [*QUICK, *(["discriminator.crop=48"] if options.graph in CRITICS else [])]
+    elif (DATA / "photos").is_dir():
+        settings.append(f"photos.folder={DATA / 'photos'}")
+    words = [
+        "run",
+        options.graph,
+        "--steps",
+        str(40 if options.quick else options.steps),
+        "--threads",
+        "1",
+        "--device",
+        device.type,
+    ]
+    words += ["--precision", options.precision, *(word for setting in settings for word in ("--set", setting))]
+    seconds: Seconds = {"one": [], "several": []}
+    for turn in range(1 if options.quick else options.rounds):
+        for name in sorted(seconds, reverse=bool(turn % 2)):
+            seconds[name].append(trained([*words, "--nproc", str(1 if name == "one" else options.processes)]))
+            tell(f"round {turn + 1}: {name:<8} {seconds[name][-1]:7.3f} s a step")
+    speed = ratio(seconds, "one", "several")
+    result = {
+        "speed": speed["median"],
+        "speed_spread": speed,
+        "seconds_per_step": {name: spread(took) for name, took in seconds.items()},
+        "processes": options.processes,
+        "graph": options.graph,
+        "sync_batch_norm": bool(options.sync),
+        "precision": options.precision,
+        "steps": options.steps,
+        "machine": machine(device),
+    }
+    publish("processes", result, options)
+    return int(speed["median"] < GOAL * options.processes and not options.quick)
+
+
+def trained(words: list[str]) -> float:
+    """Seconds a step of a run, from its events."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "run"
+        command = [sys.executable, "-m", "sr_pipeline", *words, "--run-dir", str(folder)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        events = map(json.loads, (folder / "events.jsonl").read_text().splitlines())
+        told = [(event["time"], event["step"]) for event in events if event["type"] == "scalar"]
+    ends = sorted(dict(told).items())  # scalars are told in bundles: of each, the last step
+    (began, first), *_, (ended, last) = ends[1:] if len(ends) > 2 else ends
+    seconds: float = (ended - began) / (last - first)
+    return seconds
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""BatchNorm over the batches of all processes that share a run. No nodes."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from sr_pipeline.world import World
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def synchronised(model: M, world: World, wanted: bool = True) -> M:
+    """The model, on its device, each BatchNorm2d of it over the joined batch if that is wanted and there are others.
+
+    Weights, buffers and their names stay. On CUDA it is torch's ``SyncBatchNorm``, which does not run on a CPU.
+    """
+    if world.alone or not wanted:
+        return model
+    if any(p.is_cuda for p in model.parameters()):
+        return cast(M, nn.SyncBatchNorm.convert_sync_batchnorm(model))  # type: ignore[no-untyped-call]
+    for module in model.modules():
+        if type(module) is nn.BatchNorm2d:
+            module.__class__ = SynchronisedBatchNorm2d
+    return model
+
+
+class SynchronisedBatchNorm2d(nn.BatchNorm2d):
+    """BatchNorm2d whose mean and variance, in training, are those of the joined batches of all processes.
+
+    Each may give another number of images. The running statistics are then alike in all processes, too.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        out, mean, variance, count = _Synchronised.apply(input, self.weight, self.bias, self.eps)
+        if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.add_(1)
+            share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+            unbiased = variance * count / (count - 1)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
+        return cast(Tensor, out)
+
+
+class _Synchronised(torch.autograd.Function):
+    """[B, C, H, W], normalised over all but C and over the processes; and mean [C], variance [C], count.
+
+    Sums travel in float64: the variance is a difference of two of them (Ioffe and Szegedy, 2015, algorithm 1, and
+    the gradients of section 3).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
+        wide = x if x.dtype == torch.float64 else x.float()
+        variance, mean = (part.double() for part in torch.var_mean(wide, (0, 2, 3), correction=0))
+        own = x.new_tensor([x.numel() // x.shape[1]], dtype=torch.float64)
+        sums = torch.cat([own, mean * own, (variance + mean.square()) * own])
+        dist.all_reduce(sums)
+        count, total, squares = sums[:1], *sums[1:].chunk(2)
+        mean = total / count
+        variance = (squares / count - mean.square()).clamp_(min=0)
+        mean32, variance32 = mean.to(wide.dtype), variance.to(wide.dtype)
+        ctx.save_for_backward(x, weight, mean, (variance + eps).rsqrt(), count)
+        out = F.batch_norm(x, mean32, variance32, weight, bias, training=False, eps=eps)
+        ctx.mark_non_differentiable(mean, variance, count)
+        return out, mean, variance, count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, mean, inverse, count = ctx.saved_tensors
+        kind = torch.float64 if x.dtype == torch.float64 else torch.float32
+        g = grad.to(kind)
+        of_bias = g.sum((0, 2, 3)).double()
+        of_weight = ((g * x).sum((0, 2, 3)).double() - of_bias * mean) * inverse
+        sums = torch.cat([of_bias, of_weight])
+        dist.all_reduce(sums)
+        bias_mean, weight_mean = (sums / count).chunk(2)
+        # weight * inverse * (g - mean(g) - normalised * mean(g * normalised)), as a line in g and x for each channel
+        scale = weight.double() * inverse
+        slope = -scale * inverse * weight_mean
+        offset = -scale * bias_mean - slope * mean
+        by_channel = [part.to(kind).view(-1, 1, 1) for part in (scale, slope, offset)]
+        of_x = (g * by_channel[0]).addcmul_(x.to(kind), by_channel[1]).add_(by_channel[2])
+        return of_x.to(x.dtype), of_weight.to(weight.dtype), of_bias.to(weight.dtype), None

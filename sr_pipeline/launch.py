@@ -1,0 +1,103 @@
+"""Where the processes that share a run come from: torchrun starts them, and each joins the others."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from sr_pipeline.errors import UsageError
+from sr_pipeline.world import ALONE, World
+
+OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+"""At 1, torchrun's processes meet at a new place after each restart; else they find old addresses there."""
+
+
+def rank() -> int:
+    """This process's number among those that torchrun started; 0 where it started none."""
+    return int(os.environ.get("RANK", "0")) if is_shared() else 0
+
+
+def is_restart() -> bool:
+    """Whether torchrun started this process in the place of one that was lost."""
+    return is_shared() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
+def check_restarts(has_folder: bool) -> None:
+    """Refuse restarts that could not go on with the run.
+
+    Raises:
+        UsageError: torchrun may restart these processes, but they would not find the run, or one another.
+    """
+    if not is_shared() or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0":
+        return
+    if not has_folder:
+        what = "a process that is lost is replaced, and has to find the run"
+        raise UsageError("--run-dir", what, "give the run's folder, or torchrun --max-restarts 0")
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        what = "torchrun would give the processes of a restart the addresses of those before"
+        raise UsageError("torchrun --max-restarts", what, f"export {OWN_STORE}=1 first")
+
+
+def is_shared() -> bool:
+    """Whether torchrun started this process, with others or alone."""
+    return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+
+
+def own_device(device: torch.device) -> torch.device:
+    """The device of this process, where each of one machine has one of its own: ``cuda`` is ``cuda:LOCAL_RANK``."""
+    if not is_shared() or str(device) != "cuda":
+        return device
+    number = int(os.environ.get("LOCAL_RANK", "0"))
+    if number >= torch.cuda.device_count():
+        what = f"process {number + 1} of this machine has none of its {torch.cuda.device_count()} CUDA devices"
+        raise UsageError("torchrun", what, "start as many processes on it as it has devices, or give --device cpu")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
+@contextmanager
+def joined() -> Iterator[World]:
+    """The processes that share the run, which talk inside; ``ALONE`` where torchrun did not start this one.
+
+    A group that the program has made is used, and left as it is.
+    """
+    import torch.distributed as dist
+
+    if not dist.is_available() or not (is_shared() or dist.is_initialized()):
+        yield ALONE
+        return
+    own = not dist.is_initialized()
+    if own:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        size = dist.get_world_size()
+        yield World(dist.get_rank(), size) if size > 1 else ALONE
+    finally:
+        if own:
+            dist.destroy_process_group()
+
+
+def start(processes: int, restarts: int, arguments: Sequence[str]) -> int:
+    """Run ``sr-pipeline`` with these arguments in so many processes of this machine; its exit code.
+
+    A process that is lost is replaced so many times, together with the others; the run goes on from its last
+    checkpoint.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import get_args_parser, run
+
+    os.environ[OWN_STORE] = "1"
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes say what happened
+    own = ["--standalone", "--nproc-per-node", str(processes), "--max-restarts", str(restarts)]
+    try:
+        run(get_args_parser().parse_args([*own, "-m", "sr_pipeline", *arguments]))  # type: ignore[no-untyped-call]
+    except ChildFailedError as error:
+        return next((f.exitcode for f in error.failures.values() if f.exitcode > 0), 1)
+    except SignalException as error:
+        return 128 + error.sigval
+    return 0
