@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, HTMLResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.websockets import WebSocket
@@ -26,7 +26,7 @@ from sr_pipeline.server.frames import Frame, message
 from sr_pipeline.server.hub import Hub
 from sr_pipeline.server.jobs import Jobs
 from sr_pipeline.server.openapi import describe
-from sr_pipeline.server.routes import EXTENSION, routes
+from sr_pipeline.server.routes import EXTENSIONS, routes
 from sr_pipeline.server.security import Access, Doors, Limits, content_policy
 from sr_pipeline.server.state import State, state_of
 
@@ -84,7 +84,7 @@ def editor_folder() -> Path | None:
 
 def _own_routes() -> Iterable[BaseRoute]:
     yield Route("/openapi.json", lambda _: Json(describe()))
-    yield Route(EXTENSION, lambda _: FileResponse(Path(__file__).parent / "static" / "resume.js"))
+    yield Mount(EXTENSIONS, StaticFiles(directory=Path(__file__).parent / "static"))
     for prefix in ("", "/api"):
         yield WebSocketRoute(f"{prefix}/ws", serve_socket)
 

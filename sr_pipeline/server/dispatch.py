@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping
 from datetime import datetime
@@ -23,7 +22,7 @@ PATIENCE = 60.0
 
 
 class Dispatcher:
-    """Owns the worker process; all of it runs in the event loop."""
+    """Owns the worker process; all of it but ``read`` runs in the event loop."""
 
     def __init__(self, jobs: Jobs, hub: Hub, folders: Folders, packs: tuple[str, ...], device: str) -> None:
         self.jobs, self.hub, self.folders, self.packs, self.device = jobs, hub, folders, packs, device
@@ -31,10 +30,9 @@ class Dispatcher:
         self.devices: list[dict[str, Any]] = []
         self.stopping: set[str] = set()
         self.closing = False
-        self.tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
-        self.worker = WorkerProcess(self.packs, self.device, self.folders.runs, self.heard, self.died)
+        self.worker = WorkerProcess(self.packs, self.device, self.folders.runs, self.read, self.heard, self.died)
 
     async def close(self) -> None:
         """What runs is saved, and stays in the queue's file as what ran."""
@@ -89,6 +87,13 @@ class Dispatcher:
         """Let the worker forget the setup values that it keeps between runs."""
         self._tell("free")
 
+    def read(self, told: Told) -> Told:
+        """With a picture that was written, its bytes: read in the listener's thread, before what follows is heard."""
+        kind, job, content, data = told
+        if content.get("type") == "picture":
+            data = _small(self.folders.runs / content["image"]["subfolder"] / content["image"]["filename"])
+        return kind, job, content, data
+
     def heard(self, told: Told) -> None:
         kind, job_id, content, data = told
         if kind == "ready":
@@ -104,25 +109,16 @@ class Dispatcher:
         elif content["type"] == "shown":
             self._send(job.live.show(content["node"], data))
         else:
-            self._event(job, job.live, content)
+            self._event(job, job.live, content, data)
 
-    def _event(self, job: Job, live: Live, event: dict[str, Any]) -> None:
+    def _event(self, job: Job, live: Live, event: dict[str, Any], data: bytes) -> None:
         if event["type"] == "run_started":
             job.messages.append(("run_started", {"prompt_id": job.id, **event}))
         self._send(live.hear(event))
         if event["type"] == "cached":
             job.messages.append(("execution_cached", {"prompt_id": job.id, "nodes": live.cached}))
-        if event["type"] == "picture":
-            task = asyncio.ensure_future(self._preview(live, event))
-            self.tasks.add(task)
-            task.add_done_callback(self.tasks.discard)
-
-    async def _preview(self, live: Live, event: Mapping[str, Any]) -> None:
-        image = event["image"]
-        path = self.folders.runs / image["subfolder"] / image["filename"]
-        picture = await asyncio.to_thread(_small, path)
-        if picture:
-            self._send(live.show(event["node"], picture))
+        if event["type"] == "picture" and data:
+            self._send(live.show(event["node"], data))
 
     def _send(self, frames: Any) -> None:
         for frame in frames:

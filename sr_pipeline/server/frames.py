@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+
+from websockets.frames import Frame as WireFrame
+from websockets.frames import Opcode
 
 TEXT, PREVIEW = 3, 4
 
@@ -19,6 +23,13 @@ class Frame:
     """A newer frame of the same key takes the place of one that waits; with none, each is sent."""
     told_features: bool = False
     """Only for clients that told their features: others cannot read it."""
+
+    @cached_property
+    def wire(self) -> bytes:
+        """As it goes over a web socket: a server masks nothing, so that it is the same for each."""
+        data = self.data
+        sent = WireFrame(Opcode.TEXT, data.encode()) if isinstance(data, str) else WireFrame(Opcode.BINARY, data)
+        return sent.serialize(mask=False)
 
 
 def message(kind: str, data: dict[str, Any], key: str = "") -> Frame:

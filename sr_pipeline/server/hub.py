@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 import secrets
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
+from sr_pipeline.server.answers import HttpError
+from sr_pipeline.server.bundles import send_bundle, takes_bundles
 from sr_pipeline.server.frames import Frame, message
 
 MAX_WAITING = 2000
 """Messages that a client may be behind before it is let go; it comes back and is told the state."""
 MAX_SOCKETS = 500
 SEND_SECONDS = 30.0
+MAX_BUNDLE = 256 * 2**10
+"""Bytes in one write, but for the last message in it."""
 PAUSE = 0.01
 """Seconds between two bundles for a client, times the number of clients."""
+SLOTS = 40
 FEATURES = {"supports_preview_metadata": True, "max_upload_size": 64 * 2**20}
 
 
@@ -28,16 +35,15 @@ class Client:
     def __init__(self, socket: WebSocket, sid: str) -> None:
         self.socket, self.sid = socket, sid
         self.told_features = False
-        self.waiting: dict[str, Frame] = {}
-        self.count = 0
+        self.waiting: dict[object, Frame] = {}
         self.ready = asyncio.Event()
 
     def put(self, frame: Frame) -> None:
         if frame.told_features and not self.told_features:
             return
-        self.count += 1
-        self.waiting.pop(frame.key, None)
-        self.waiting[frame.key or f"\0{self.count}"] = frame
+        key = frame.key or object()
+        self.waiting.pop(key, None)
+        self.waiting[key] = frame
         self.ready.set()
 
     async def send_all(self, pause: Callable[[], float]) -> None:
@@ -48,8 +54,21 @@ class Client:
             self.ready.clear()
             async with asyncio.timeout(SEND_SECONDS):
                 while self.waiting:
-                    data = self.waiting.pop(next(iter(self.waiting))).data
-                    await (self.socket.send_text(data) if isinstance(data, str) else self.socket.send_bytes(data))
+                    await self._send_some()
+
+    async def _send_some(self) -> None:
+        """What waits, or so much of it as goes well into one write."""
+        if not takes_bundles(self.socket):
+            data = self._next().data
+            await (self.socket.send_text(data) if isinstance(data, str) else self.socket.send_bytes(data))
+            return
+        bundle = bytearray()
+        while self.waiting and len(bundle) < MAX_BUNDLE:
+            bundle += self._next().wire
+        await send_bundle(self.socket, bytes(bundle))
+
+    def _next(self) -> Frame:
+        return self.waiting.pop(next(iter(self.waiting)))
 
 
 class Hub:
@@ -64,8 +83,12 @@ class Hub:
 
     def _pause(self) -> float:
         """Many windows are each told less often: of what ticks, a window misses all but the newest. Never all at once,
-        because a question that comes in between would wait."""
-        return min(2.0, PAUSE * len(self.clients)) * random.uniform(0.5, 1.5)
+        because a question that comes in between would wait; nor each by itself, because waking up costs as much as
+        sending: those that are due in one slot of the pause are told together."""
+        pause, now = min(2.0, PAUSE * max(1, len(self.clients))), time.monotonic()
+        slot = pause / SLOTS
+        due = math.ceil((now + pause * random.uniform(0.5, 1.5)) / slot) * slot
+        return due - now
 
     async def serve(
         self, socket: WebSocket, hello: Callable[[str], Iterable[Frame]], state: Callable[[], Iterable[Frame]]
@@ -78,7 +101,7 @@ class Hub:
             state: what shows a run that is under way.
         """
         if len(self.clients) >= MAX_SOCKETS:
-            await socket.close(1013)
+            await socket.send_denial_response(HttpError(503, "full", f"{MAX_SOCKETS} sockets are open").answer())
             return
         await socket.accept()
         client = Client(socket, _sid(socket))

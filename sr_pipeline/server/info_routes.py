@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from sr_pipeline import __version__
+from sr_pipeline.errors import GraphError
 from sr_pipeline.server.answers import Json, fail, json_body, json_object
 from sr_pipeline.server.file_routes import SANDBOX
 from sr_pipeline.server.folders import OutOfFolderError, inside
@@ -133,4 +134,7 @@ def get_thumbnail(request: Request) -> Response:
 
 
 def _workflow(request: Request, name: str) -> dict[str, Any]:
-    return state_of(request).workflow(name) or fail(404, "no_template", "there is no such template")
+    try:
+        return state_of(request).workflow(name) or fail(404, "no_template", "there is no such template")
+    except GraphError as error:  # of a pack that was installed in part
+        fail(409, "faulty_template", "this graph is faulty", str(error))

@@ -14,7 +14,7 @@ from typing import Any
 from sr_pipeline.errors import UsageError
 from sr_pipeline.graph import Graph
 from sr_pipeline.registry import load_packs
-from sr_pipeline.server.workflow import templates, to_api, to_workflow
+from sr_pipeline.server.workflow import from_export, templates, to_api, to_workflow
 from sr_pipeline.shipped import find_graph
 
 # Not over a proxy: the server is on this machine.
@@ -37,7 +37,7 @@ def workflow_to_open(name: str, packs: Iterable[str] = ()) -> tuple[str, dict[st
         own.append(workflow)
         return to_api(workflow, registry, source)
 
-    graph = find_graph(name, read)
+    graph = from_export(find_graph(name, read), registry)
     stem = Path(graph.source).stem
     known = templates().get(stem)
     if not own and known == graph and list(known.nodes) == list(graph.nodes):

@@ -22,18 +22,20 @@ Told = tuple[str, str, dict[str, Any], bytes]
 
 
 class WorkerProcess:
-    """One worker. ``heard`` is called in the event loop with what it says, ``died`` with why it ended."""
+    """One worker. What it says goes through ``read`` in a thread, then to ``heard`` in the event loop; ``died`` is
+    called there with why it ended."""
 
     def __init__(
         self,
         packs: tuple[str, ...],
         device: str,
         runs: Path,
+        read: Callable[[Told], Told],
         heard: Callable[[Told], None],
         died: Callable[[str], None],
     ) -> None:
         self.loop = asyncio.get_running_loop()
-        self.heard, self.died = heard, died
+        self.read, self.heard, self.died = read, heard, died
         self.folder = tempfile.TemporaryDirectory(prefix="sr-pipeline-server-")
         self.crash_file = Path(self.folder.name) / "crash.txt"
         context = get_context("spawn")  # a fork would take over the server's threads and sockets
@@ -59,7 +61,7 @@ class WorkerProcess:
     def _listen(self) -> None:
         with suppress(EOFError, OSError):
             while True:
-                self._in_loop(self.heard, self.connection.recv())
+                self._in_loop(self.heard, self.read(self.connection.recv()))
         self.tell(GONE)
         self.process.join()
         why = self._why()

@@ -164,17 +164,16 @@ def _places(content: Mapping[str, Any], source: str, registry: Registry) -> Iter
 
 
 def _told(fault: Fault, entry: Any, input_: str) -> dict[str, Any]:
+    """A fault under a type with which the editor shows its words: of most, it shows a text of its own instead."""
     inputs = entry.get("inputs", {}) if isinstance(entry, dict) else {}
-    extra: dict[str, Any] = {}
-    kind = "custom_validation_failed"
-    if input_:
-        value = inputs.get(input_) if isinstance(inputs, dict) else None
-        absent = isinstance(inputs, dict) and input_ not in inputs
-        linked = isinstance(value, list)
-        kind = "required_input_missing" if absent else "return_type_mismatch" if linked else "invalid_input_type"
-        extra = {"input_name": input_, "received_value": value}
-    details = f"{input_}: {fault.fix}" if input_ else fault.fix
-    return {"type": kind, "message": fault.what, "details": details, "extra_info": extra}
+    words = "; ".join(filter(None, (fault.what, fault.fix)))
+    told: dict[str, Any] = {"message": fault.what, "details": words, "extra_info": {}}
+    if not input_:
+        return {"type": "exception_during_validation", **told}
+    absent = isinstance(inputs, dict) and input_ not in inputs
+    value = inputs.get(input_) if isinstance(inputs, dict) else None
+    told |= {"details": f"{input_}: {words}", "extra_info": {"input_name": input_, "received_value": value}}
+    return {"type": "required_input_missing" if absent else "custom_validation_failed", **told}
 
 
 def _missing_type(content: Mapping[str, Any], names: Mapping[str, str], registry: Registry) -> dict[str, Any] | None:

@@ -16,8 +16,8 @@ from sr_pipeline.server import run_routes as runs
 
 Handler = Callable[[Request], Response] | Callable[[Request], Awaitable[Response]]
 
-EXTENSION = "/extensions/sr_pipeline/resume.js"
-"""What our server adds to the front end."""
+EXTENSIONS = "/extensions/sr_pipeline"
+"""Where what our server adds to the front end is: the files in ``static``."""
 
 TEXT: dict[str, Any] = {"type": "string"}
 COUNT: dict[str, Any] = {"type": "integer", "minimum": 0, "maximum": 1000}
@@ -114,7 +114,7 @@ ENDPOINTS = (
     Endpoint("GET", "/features", info.get_features),
     *(Endpoint("GET", f"/{name}", info.always({})) for name in ("i18n", "global_subgraphs", "node_replacements")),
     *(Endpoint("GET", f"/{name}", info.always([])) for name in ("embeddings", "models")),
-    Endpoint("GET", "/extensions", info.always([EXTENSION])),
+    Endpoint("GET", "/extensions", info.always([f"{EXTENSIONS}/{name}.js" for name in ("export", "resume")])),
     Endpoint("GET", "/models/{folder}", info.always([])),
     Endpoint("GET", "/experiment/models", info.always([])),
     Endpoint("GET", "/workflow_templates", info.always({})),

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import ipaddress
 import re
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -24,7 +25,8 @@ from sr_pipeline.server.answers import MAX_BYTES, HttpError
 COOKIE = "sr_pipeline_token"
 MAX_UPLOAD = 64 * 2**20
 BODY_SECONDS = 10.0
-"""That a client may take to send the next part of a body."""
+BODY_RATE = 16 * 2**10
+"""A body must have come after so many seconds, and one more for so many bytes of it: a trickle keeps no place."""
 
 
 @dataclass(frozen=True)
@@ -184,12 +186,14 @@ class Limits:
 
 
 def _bounded(receive: Receive, limit: int) -> Receive:
-    taken, whole = 0, False
+    taken, whole, began = 0, False, time.monotonic()
 
     async def bounded() -> Message:
         nonlocal taken, whole
+        left = None if whole else began + BODY_SECONDS + taken / BODY_RATE - time.monotonic()
         try:
-            message = await (receive() if whole else asyncio.wait_for(receive(), BODY_SECONDS))
+            async with asyncio.timeout(left):
+                message = await receive()
         except TimeoutError:
             raise TooSlowError from None
         if message["type"] == "http.request":

@@ -14,6 +14,7 @@ import uvicorn
 
 from sr_pipeline.registry import load_packs
 from sr_pipeline.server.app import create_app
+from sr_pipeline.server.bundles import BundlingSocket
 from sr_pipeline.server.patience import PatientHttp
 from sr_pipeline.server.security import Access
 
@@ -88,7 +89,7 @@ def config_of(app: object, host: str, port: int) -> uvicorn.Config:
         host,
         port,
         http=PatientHttp,
-        ws="websockets-sansio",
+        ws=BundlingSocket,
         ws_max_size=MAX_MESSAGE,
         ws_per_message_deflate=False,
         log_level="warning",

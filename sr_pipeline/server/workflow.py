@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from sr_pipeline.check import Wiring, check
 from sr_pipeline.errors import Fault, GraphError
@@ -15,7 +17,7 @@ from sr_pipeline.graph import Entry, Graph, Link
 from sr_pipeline.node import Input, NodeType
 from sr_pipeline.registry import Registry
 from sr_pipeline.server.flow import Flow, Literal, Node, active, read_flow
-from sr_pipeline.server.kept import remembered, restored, shown_title
+from sr_pipeline.server.kept import Kept, remembered, restored, shown_title
 from sr_pipeline.server.layout import Size, positions
 from sr_pipeline.server.widgets import default_literal, in_order, input_spec, output_name, read, shown, widget
 from sr_pipeline.shipped import shipped
@@ -88,21 +90,45 @@ def to_api(workflow: Mapping[str, Any], registry: Registry, source: str = "workf
 
 
 def read_prompt(prompt: Mapping[str, Any], workflow: Mapping[str, Any] | None, registry: Registry) -> Posted:
-    """The graph of a posted prompt. With the workflow that the editor posts beside it, its nodes have their ids again,
-    and their widgets' values are literals.
+    """The graph of a posted prompt. With the workflow that the editor posts beside it, or what its export keeps, its
+    nodes have their ids again, and their widgets' values are literals.
 
     Raises:
         GraphError: it is no graph, or the workflow is none; with all the faults of its form.
     """
     graph = Graph.parse(_json(prompt, "prompt"), "prompt")
-    if workflow is None:
+    if workflow is not None:
+        flow = read_flow(workflow)
+        kept = {id_: node.properties.sr_pipeline for id_ in graph.nodes if (node := flow.at(id_))}
+    elif (exported := _exported(graph)) is not None:
+        kept = exported
+    else:
         return Posted(graph, {id_: id_ for id_ in graph.nodes})
     for entry in graph.nodes.values():
         made = registry.get(entry.class_type)
         entry.inputs = {n: v if isinstance(v, Link) else _literal(made, n, v) for n, v in entry.inputs.items()}
-    flow = read_flow(workflow)
-    kept = {id_: node.properties.sr_pipeline for id_ in graph.nodes if (node := flow.at(id_))}
     return Posted(*restored(graph.nodes, kept, registry))
+
+
+def from_export(graph: Graph, registry: Registry) -> Graph:
+    """The graph that the editor's Export (API) wrote, with our ids again; any other graph as it is.
+
+    Raises:
+        GraphError: what a node says that it remembers has not the form of that.
+    """
+    if _exported(graph) is None:
+        return graph
+    return replace(graph, nodes=read_prompt(json.loads(graph.to_json()), None, registry).graph.nodes)
+
+
+def _exported(graph: Graph) -> dict[str, Kept] | None:
+    """What nodes remember, where ``static/export.js`` put that into their ``_meta``; None where it did so nowhere."""
+    found = {id_: e.meta["sr_pipeline"] for id_, e in graph.nodes.items() if "sr_pipeline" in e.meta}
+    try:
+        return {id_: Kept.model_validate(told) for id_, told in found.items()} or None
+    except ValidationError as error:
+        what = f"_meta.sr_pipeline: {error.errors()[0]['msg']}"
+        raise GraphError([Fault(graph.source, what, "export it again in the editor")]) from None
 
 
 def _nodes(wiring: Wiring, registry: Registry) -> dict[str, dict[str, Any]]:

@@ -15,6 +15,19 @@ if TYPE_CHECKING:
 PATIENCE = 120.0
 """Seconds that a test waits for what takes a few on an idle machine."""
 
+TINY: dict[str, dict[str, Any]] = {
+    "generator": {"blocks": 1, "channels": 4},
+    "discriminator": {"crop": 32, "channels": 2, "dense": 4},
+    "hr": {"size": 32, "batch": 2, "steps": 2},
+    "pairs": {"crop": 32},
+    "preview": {"every": 2},
+    "content_loss": {"every": 1},
+    "adversarial_loss": {"every": 1},
+    "discriminator_loss": {"every": 1},
+    "validate": {"every": 4},
+}
+"""Sizes at which train_srgan makes a step in a moment."""
+
 _WORDS = """
     const of = id => app.rootGraph._nodes.find(n => n.properties.sr_pipeline.id === id);
     const text = id => ((of(id).widgets || []).find(w => w.name === '$$node-text-preview') || {value: ''}).value;

@@ -6,12 +6,13 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx2
 import pytest
 from safetensors.torch import load_file
 
+from browser.editor import TINY
 from sr_pipeline.check import with_settings
 from sr_pipeline.graph import Graph
 from sr_pipeline.registry import Registry
@@ -20,20 +21,6 @@ from sr_pipeline.server.workflow import read_prompt, templates, to_api
 
 if TYPE_CHECKING:
     from browser.editor import Editor
-
-TINY: dict[str, dict[str, Any]] = {
-    "generator": {"blocks": 1, "channels": 4},
-    "discriminator": {"crop": 32, "channels": 2, "dense": 4},
-    "hr": {"size": 32, "batch": 2, "steps": 2},
-    "pairs": {"crop": 32},
-    "preview": {"every": 2},
-    "content_loss": {"every": 1},
-    "adversarial_loss": {"every": 1},
-    "discriminator_loss": {"every": 1},
-    "validate": {"every": 4},
-}
-"""Sizes at which train_srgan makes a step in a moment."""
-
 
 PATIENCE = 60_000
 """Milliseconds that a test waits for what comes at once on an idle machine."""
@@ -158,10 +145,13 @@ def test_a_wrong_value_is_marked_on_its_node(editor: Editor, folder: Path) -> No
     wrong = editor.until("app.rootGraph._nodes.filter(n => n.has_errors).map(n => n.properties.sr_pipeline.id)[0]")
     assert wrong == "rate"
     title = templates()["train_srgan"].nodes["rate"].meta["title"]
-    editor.look("wrong_value")
     editor.page.get_by_role("button", name="View details").first.click()
     editor.page.get_by_text("1 node — 1 error").wait_for(timeout=PATIENCE)
     assert editor.page.get_by_text(f"{title} - drop_at").count() == 1
+    editor.page.get_by_role("button", name=f"Info for {title} - drop_at").click()
+    mend = 'drop_at: found [1, "x"], wanted list; item 1: write a whole number'
+    editor.page.get_by_text(mend).wait_for(timeout=PATIENCE)
+    editor.look("wrong_value")
     assert set(folder.glob("runs/*")) == before
     editor.told.clear()  # the answer 400, and that the server's policy kept the page from asking elsewhere
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -17,12 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import PIL.Image
 import pytest
+from starlette.applications import Starlette
+from starlette.testclient import TestClient
 from websockets.sync.client import ClientConnection, connect
+
+from sr_pipeline.registry import Registry
+from sr_pipeline.server.app import create_app
+from sr_pipeline.server.security import Access
 
 PACK = Path(__file__).parent / "pack.py"
 PATIENCE = 60.0
 """Seconds that a test waits for what takes a fraction of one on an idle machine."""
+SITE = "127.0.0.1:8188"
+TOKEN = "long-and-secret"
 
 
 @dataclass
@@ -154,3 +164,49 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One server for all tests that leave it as it was."""
     with serving(tmp_path_factory.mktemp("server")) as found:
         yield found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A server's folder with a run, a workflow, an upload, a secret beside it, and links that lead out."""
+    root = tmp_path_factory.mktemp("doors")
+    (root / "secret.txt").write_text("secret")
+    work = root / "work"
+    for name in ("runs/a/checkpoints", "input", "user/workflows"):
+        (work / name).mkdir(parents=True)
+    (work / "runs/a/metrics.csv").write_text("step,name,value\n")
+    for name in ("page.html", "page.svg", "page.xhtml", "page"):
+        (work / "runs/a" / name).write_text("<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>")
+    (work / "runs/.queue.json").write_text("[]")
+    (work / "user/workflows/mine.json").write_text("{}")
+    (work / "user/.settings.json").write_text("{}")
+    (work / "runs/a/link.txt").symlink_to(root / "secret.txt")
+    (work / "runs/out").symlink_to(root)
+    (work / "user/workflows/link.json").symlink_to(root / "secret.txt")
+    return work
+
+
+def application(registry: Registry, folder: Path, **access: Any) -> Starlette:
+    return create_app(registry, folder, Access(**access))
+
+
+@pytest.fixture(scope="module")
+def client(registry: Registry, folder: Path) -> TestClient:
+    return TestClient(application(registry, folder), f"http://{SITE}", raise_server_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def guarded(registry: Registry, folder: Path) -> Starlette:
+    return application(registry, folder, loopback=False, token=TOKEN, hosts=frozenset({"lab.example"}))
+
+
+def picture(kind: str = "PNG") -> bytes:
+    out = io.BytesIO()
+    PIL.Image.new("RGB", (4, 4)).save(out, kind)
+    return out.getvalue()
+
+
+def locked(answer: httpx2.Response) -> bool:
+    """Whether what is answered can do nothing in a page, whatever is in it."""
+    policy, sniff = answer.headers["content-security-policy"], answer.headers["x-content-type-options"]
+    return answer.status_code == 200 and "sandbox" in policy and "default-src 'none'" in policy and sniff == "nosniff"

@@ -39,27 +39,27 @@ def changed(node: str, **inputs: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("prompt", "node", "input_", "kind", "message"),
+    ("prompt", "node", "input_", "message"),
     [
-        (changed("ticks", steps=0), "ticks", "steps", "invalid_input_type", "found 0, wanted int"),
-        (changed("ticks", steps="5"), "ticks", "steps", "invalid_input_type", 'found the string "5", wanted int'),
-        (changed("ticks", seconds="false"), "ticks", "seconds", "invalid_input_type", "wanted float"),
-        (changed("loss", mode="cubic"), "loss", "mode", "invalid_input_type", "one of 'linear', 'square'"),
-        (changed("loss", tick=["model", 0]), "loss", "tick", "return_type_mismatch", "found Model"),
-        (changed("loss", tick=["nobody", 0]), "loss", "tick", "return_type_mismatch", "there is no node 'nobody'"),
-        (changed("loss", tick=["ticks", 7]), "loss", "tick", "return_type_mismatch", "has no output 7"),
-        (changed("loss", colour=1), "loss", "colour", "invalid_input_type", "has no input 'colour'"),
-        (changed("shade", every=["made", 0]), "shade", "every", "return_type_mismatch", "found float"),
+        (changed("ticks", steps=0), "ticks", "steps", "found 0, wanted int"),
+        (changed("ticks", steps="5"), "ticks", "steps", 'found the string "5", wanted int'),
+        (changed("ticks", seconds="false"), "ticks", "seconds", "wanted float"),
+        (changed("loss", mode="cubic"), "loss", "mode", "one of 'linear', 'square'"),
+        (changed("loss", tick=["model", 0]), "loss", "tick", "found Model"),
+        (changed("loss", tick=["nobody", 0]), "loss", "tick", "there is no node 'nobody'"),
+        (changed("loss", tick=["ticks", 7]), "loss", "tick", "has no output 7"),
+        (changed("loss", colour=1), "loss", "colour", "has no input 'colour'"),
+        (changed("shade", every=["made", 0]), "shade", "every", "found float"),
     ],
 )
 def test_a_fault_is_told_on_its_input(
-    nodes: Registry, prompt: dict[str, Any], node: str, input_: str, kind: str, message: str
+    nodes: Registry, prompt: dict[str, Any], node: str, input_: str, message: str
 ) -> None:
     told = refusal(nodes, prompt)
     assert told["error"]["type"] == "prompt_outputs_failed_validation"
     assert list(told["node_errors"]) == [node]
     errors = told["node_errors"][node]["errors"]
-    assert [(e["type"], e["extra_info"]["input_name"]) for e in errors] == [(kind, input_)]
+    assert [(e["type"], e["extra_info"]["input_name"]) for e in errors] == [("custom_validation_failed", input_)]
     assert message in errors[0]["message"]
     assert told["node_errors"][node]["class_type"] == prompt[node]["class_type"]
 
@@ -73,8 +73,10 @@ def test_all_faults_are_told_together_and_are_the_command_lines(nodes: Registry)
     assert told["node_errors"]["shade"]["errors"][0]["type"] == "required_input_missing"
     with pytest.raises(GraphError) as caught:
         compile_plan(Graph.parse(json.dumps(prompt)), nodes)
-    words = [e["message"] for node in told["node_errors"].values() for e in node["errors"]]
-    assert sorted(words) == sorted(fault.what for fault in caught.value.faults)
+    errors = [e for node in told["node_errors"].values() for e in node["errors"]]
+    assert sorted(e["message"] for e in errors) == sorted(fault.what for fault in caught.value.faults)
+    words = [e["details"].removeprefix(f"{e['extra_info']['input_name']}: ") for e in errors]
+    assert sorted(words) == sorted(f"{fault.what}; {fault.fix}" for fault in caught.value.faults)
 
 
 def test_a_missing_node_type_is_named(nodes: Registry) -> None:
@@ -101,7 +103,9 @@ def test_what_has_not_the_form_of_a_graph(nodes: Registry, prompt: Any, details:
 def test_a_cycle_is_told(nodes: Registry) -> None:
     prompt = changed("loss", by=["again", 0]) | {"again": {"class_type": "scale", "inputs": {"tick": ["loss", 0]}}}
     told = refusal(nodes, prompt)
-    assert "a cycle: " in told["node_errors"]["loss"]["errors"][0]["message"]
+    error = told["node_errors"]["loss"]["errors"][0]
+    assert "a cycle: " in error["message"]
+    assert (error["type"], error["extra_info"]) == ("exception_during_validation", {})
 
 
 @pytest.mark.parametrize(

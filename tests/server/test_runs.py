@@ -12,10 +12,11 @@ import torch
 
 from server.conftest import Server, wait_for
 from server.pack import training
+from sr_pipeline.check import with_settings
 from sr_pipeline.graph import Graph
-from sr_pipeline.registry import load_packs
+from sr_pipeline.registry import Registry, load_packs
 from sr_pipeline.run import run
-from sr_pipeline.server.workflow import to_workflow
+from sr_pipeline.server.workflow import templates, to_workflow
 
 PACK = str(Path(__file__).parent / "pack.py")
 
@@ -146,6 +147,22 @@ def test_setup_is_kept_between_runs_and_told(server: Server) -> None:
         id_ = server.queued(changed)
         assert ear.until("execution_cached", prompt_id=id_)["data"]["nodes"] == []
         ear.until("executing", node=None, prompt_id=id_)
+
+
+def test_a_loss_weight_is_changed_and_nothing_upstream_is_loaded_again(server: Server, registry: Registry) -> None:
+    """With the nodes of a real training: pictures and VGG are there already; what the steps change is made anew."""
+    tiny = ["hr.steps=1", "hr.size=32", "hr.batch=1", "generator.blocks=1", "generator.channels=4", "pairs.crop=32"]
+    tiny += ["discriminator.crop=32", "discriminator.channels=2", "discriminator.dense=4"]
+    heard = []
+    for weight in (0.25, 0.5):
+        changes = [*tiny, f"perceptual.weight_2={weight}"]
+        graph = with_settings(templates()["train_srgan"], registry, changes)
+        with server.socket() as ear:
+            id_ = server.queued(json.loads(graph.to_json()))
+            heard.append(set(ear.until("execution_cached", prompt_id=id_)["data"]["nodes"]))
+            ear.until("executing", node=None, prompt_id=id_)
+        assert server.ended(id_)["status"] == "completed"
+    assert heard == [set(), {"photos", "pairs", "vgg"}]
 
 
 def test_the_queue_is_a_queue(server: Server) -> None:

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import toys
+from sr_pipeline.errors import GraphError
 from sr_pipeline.graph import Entry, Graph, Link
 from sr_pipeline.node import Input, node
 from sr_pipeline.registry import Registry
-from sr_pipeline.server.workflow import read_prompt, templates, to_api, to_workflow
+from sr_pipeline.server.workflow import from_export, read_prompt, templates, to_api, to_workflow
 from sr_pipeline.shipped import shipped
 from sr_pipeline.sockets import Loss
 
@@ -117,8 +118,9 @@ def test_a_shipped_graph_comes_back_to_the_byte(name: str, registry: Registry) -
     assert [n["title"] for n in workflow["nodes"]] == [e.meta.get("title", id_) for id_, e in graph.nodes.items()]
 
 
-def as_posted(workflow: Mapping[str, Any]) -> dict[str, Any]:
-    """What the editor posts: all widgets' values, links by its numbers, nodes in any order, titles."""
+def as_posted(workflow: Mapping[str, Any], memory: bool = False) -> dict[str, Any]:
+    """What the editor posts: all widgets' values, links by its numbers, nodes in any order, titles; and, since our
+    addition to it, what each node remembers."""
     links = {link[0]: link for link in workflow["links"]}
     posted = {}
     for drawn in workflow["nodes"]:
@@ -127,7 +129,8 @@ def as_posted(workflow: Mapping[str, Any]) -> dict[str, Any]:
             if slot["link"] is not None:
                 _, origin, place, *_ = links[slot["link"]]
                 inputs[slot["name"]] = [str(origin), place]
-        posted[str(drawn["id"])] = {"class_type": drawn["type"], "inputs": inputs, "_meta": {"title": drawn["title"]}}
+        meta = {"title": drawn["title"], **({"sr_pipeline": drawn["properties"]["sr_pipeline"]} if memory else {})}
+        posted[str(drawn["id"])] = {"class_type": drawn["type"], "inputs": inputs, "_meta": meta}
     shuffled = list(posted.items())
     random.Random(0).shuffle(shuffled)
     return dict(shuffled)
@@ -147,6 +150,23 @@ def test_a_posted_prompt_has_the_graphs_ids_again(graph: Graph, offset: int) -> 
     same(posted.graph, graph)
     assert posted.ids == {id_: str(n + offset) for n, id_ in enumerate(graph.nodes, 1)}
     same(to_api(workflow, REGISTRY), graph)
+
+
+@given(graphs())
+def test_a_graph_that_the_editor_exported_is_the_graph_again(graph: Graph) -> None:
+    """From a client that posts the file without its workflow, and from the file itself."""
+    exported = as_posted(through_json(to_workflow(graph, REGISTRY)), memory=True)
+    same(read_prompt(exported, None, REGISTRY).graph, graph)
+    same(from_export(Graph.parse(json.dumps(exported)), REGISTRY), graph)
+    assert from_export(graph, REGISTRY) is graph
+
+
+def test_a_new_node_of_an_export_is_named_after_its_type() -> None:
+    exported = {"7": {"class_type": "network", "inputs": {}, "_meta": {"title": "network", "sr_pipeline": {}}}}
+    assert from_export(Graph.parse(json.dumps(exported)), REGISTRY).nodes == {"network": Entry("network")}
+    exported["7"]["_meta"] = {"sr_pipeline": {"unset": 3}}
+    with pytest.raises(GraphError, match=r"^graph: _meta.sr_pipeline: Input should be a valid list; export it again"):
+        from_export(Graph.parse(json.dumps(exported)), REGISTRY)
 
 
 def test_a_prompt_without_a_workflow_is_taken_as_it_is() -> None:

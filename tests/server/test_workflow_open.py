@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +16,7 @@ import httpx2
 import pytest
 from typer.testing import CliRunner
 
+from server.conftest import wait_for
 from sr_pipeline.cli import app
 from sr_pipeline.errors import GraphError, UsageError
 from sr_pipeline.graph import Graph
@@ -84,3 +91,30 @@ def test_where_nothing_answers_it_is_kept_for_the_server_that_is_started(
 def test_a_server_that_refuses_is_told(server: Any) -> None:
     with pytest.raises(UsageError, match=r"^open: http://127\.0\.0\.1:\d+/ answers 403; give another --port$"):
         give(f"{server.url}/", "../up", {})
+
+
+def test_it_starts_a_server_and_a_browser_by_itself(changed: Path, tmp_path: Path, registry: Registry) -> None:
+    """As somebody types it. The browser is a script that notes the address it is given."""
+    browser, noted = tmp_path / "browser", tmp_path / "noted.txt"
+    browser.write_text(f'#!/bin/sh\necho "$1" >> "{noted}"\n')
+    browser.chmod(browser.stat().st_mode | stat.S_IXUSR)
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    command = [sys.executable, "-m", "sr_pipeline", "open", "--port", str(port), "--folder", str(tmp_path / "here")]
+    environment = {**os.environ, "BROWSER": str(browser), "OMP_NUM_THREADS": "1"}
+    name, workflow = workflow_to_open(str(changed))
+    first = subprocess.Popen([*command, str(changed)], env=environment, stdout=subprocess.PIPE, text=True)
+    try:
+        [address] = wait_for(lambda: noted.exists() and noted.read_text().split())
+        assert address == f"http://127.0.0.1:{port}/?template={name}"
+        assert httpx2.get(address).status_code == 200
+        assert httpx2.get(f"http://127.0.0.1:{port}/api/templates/{name}.json").json() == workflow
+        second = subprocess.run([*command, "train_srgan"], env=environment, capture_output=True, text=True, timeout=60)
+        assert (second.returncode, second.stdout) == (0, f"http://127.0.0.1:{port}/?template=train_srgan\n")
+        wait_for(lambda: noted.read_text().split() == [address, second.stdout.strip()])
+    finally:
+        first.send_signal(signal.SIGINT)
+        said, _ = first.communicate(timeout=60)
+    assert said == f"sr_pipeline is at {address} (Ctrl-C stops it)\n"
+    shown = json.loads((tmp_path / "here" / "user" / "workflows" / f"{name}.json").read_text(encoding="utf-8"))
+    assert to_api(shown, registry) == Graph.load(changed)
