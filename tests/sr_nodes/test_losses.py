@@ -21,6 +21,7 @@ from sr_nodes.losses import (
     discriminator_loss,
     l1_loss,
     mse_loss,
+    phase_loss,
     relativistic_discriminator_loss,
     relativistic_loss,
     total_variation_loss,
@@ -312,3 +313,38 @@ def test_weights_of_a_graph_must_be_positive() -> None:
     with pytest.raises(ValueError, match="it should be greater than or equal to 0"):
         node_type(weighted_sum).inputs["weight_2"].type.read("-1")
     assert node_type(weighted_sum).inputs["weight_2"].type.read("0") == 0
+
+
+@pytest.mark.parametrize("period", [1, 2, 4])
+def test_phases_see_a_shift_of_colours_as_it_is(period: int) -> None:
+    hr = noise(2, 3, 8, 12)
+    assert phase_loss(hr + 0.1, hr, period).item() == pytest.approx(0.1)
+    assert phase_loss(hr - 0.1, hr, period, weight=3.0).item() == pytest.approx(0.3)
+
+
+def test_phases_see_a_checkerboard_and_no_detail() -> None:
+    hr = noise(1, 3, 16, 16)
+    pattern = torch.tensor([[1.0, -1.0], [-1.0, 1.0]], dtype=torch.float64).repeat(8, 8)
+    assert phase_loss(hr + 0.1 * pattern, hr, 4).item() == pytest.approx(0.1)
+    assert phase_loss(hr + 0.1 * pattern, hr, 2).item() == pytest.approx(0.1)
+    assert phase_loss(hr + 0.1 * pattern, hr, 1).item() == pytest.approx(0, abs=1e-12)
+    assert phase_loss(hr.roll((4, 8), (-2, -1)), hr, 4).item() == pytest.approx(0, abs=1e-12)
+    one = torch.zeros_like(hr)
+    one[..., 2::4, 3::4] = 0.16  # one place of sixteen
+    assert phase_loss(hr + one, hr, 4).item() == pytest.approx(0.01)
+
+
+def test_phases_of_each_image_and_channel_count_alone() -> None:
+    """What one image has too much is not made up for by another."""
+    hr, shift = noise(2, 3, 4, 4), torch.zeros(2, 3, 1, 1, dtype=torch.float64)
+    shift[0, 0], shift[1, 2] = 0.3, -0.3
+    assert phase_loss(hr + shift, hr).item() == pytest.approx(0.1)
+    sr = (hr + 0.05).requires_grad_()
+    assert torch.autograd.gradcheck(lambda image: phase_loss(image, hr), (sr,))
+
+
+def test_phases_need_whole_blocks() -> None:
+    with pytest.raises(ValueError, match=r"the images are 8 x 6; give sides that are multiples of the period 4"):
+        phase_loss(noise(1, 3, 8, 6), noise(1, 3, 8, 6))
+    with pytest.raises(ValueError, match="must have one scale"):
+        phase_loss(noise(1, 3, 8, 8), noise(1, 3, 4, 4))
