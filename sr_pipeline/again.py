@@ -16,11 +16,11 @@ class Again:
 
     def __init__(self, named: bool, resumes: bool) -> None:
         self.named, self.resumes = named, resumes
-        self.folder, self.saved = "", False
+        self.folder, self.saved, self.processes = "", False, 1
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, RunStarted):
-            self.folder = event.run_dir
+            self.folder, self.processes = event.run_dir, event.world_size
         self.saved |= isinstance(event, (Saved, Resumed))
 
     def command(self) -> str:
@@ -28,6 +28,7 @@ class Again:
         words = ["sr-pipeline", *sys.argv[1:]]
         words += [] if self.named else ["--run-dir", self.folder]
         words += [] if self.resumes else ["--resume"]
+        words += ["--nproc", str(self.processes)] if self.processes > 1 else []
         return f"go on with: {shlex.join(words)}" if self.saved else ""
 
     def __enter__(self) -> None:

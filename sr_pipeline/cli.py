@@ -335,6 +335,8 @@ def main() -> None:
     # Threads that wait asleep. Those that spin, OpenMP's default, make a step ten times slower where another program
     # has one of the cores. It is read when torch is imported, which is not yet.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "RANK" in os.environ:  # then DDP warns in C++ that it looks for unused parameters, which there may be
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
     add_pack_commands(app)
     try:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import cast
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,16 @@ class PipelineError(Exception):
     def __init__(self, where: str, what: str, fix: str = "") -> None:
         self.faults: tuple[Fault, ...] = (Fault(where, what, fix),)
         super().__init__(str(self.faults[0]))
+
+    def __reduce__(self) -> tuple[Callable[..., PipelineError], tuple[type[PipelineError], tuple[Fault, ...]]]:
+        return _again, (type(self), self.faults)
+
+
+def _again(kind: type[PipelineError], faults: tuple[Fault, ...]) -> PipelineError:
+    """An error that another process raised."""
+    made = kind.__new__(kind)
+    GraphError.__init__(cast(GraphError, made), faults)
+    return made
 
 
 class NodeDeclarationError(PipelineError):

@@ -167,12 +167,12 @@ class Channel:
     @contextmanager
     def muted(self) -> Iterator[None]:
         """Inside, nothing is told: the steps that run there were told before."""
-        kept = self.sinks, self.waiting, self.warned.copy()
-        self.sinks, self.waiting = (), []
+        kept = self.sinks, self.waiting, self.warned.copy(), self.warnings
+        self.sinks, self.waiting, self.warnings = (), [], []
         try:
             yield
         finally:
-            self.sinks, self.waiting, self.warned = kept
+            self.sinks, self.waiting, self.warned, self.warnings = kept
 
     def scalar(self, name: str, value: float | Tensor) -> None:
         """Keep a scalar of the current step until the next flush, as it is now: its tensor may be changed in place."""

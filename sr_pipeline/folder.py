@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 from sr_pipeline.errors import RunFolderError, UsageError
 from sr_pipeline.files import remove_parts, written_beside
 from sr_pipeline.graph import Graph
+from sr_pipeline.launch import launch_id
 
 PACKAGES = ("sr-pipeline", "torch", "torchvision", "numpy", "pillow", "safetensors", "networkx", "pydantic")
 
@@ -79,6 +80,8 @@ class Record:
     settings: Settings
     folders: tuple[str, ...] | None
     """Those that the graph may read, where it is from elsewhere."""
+    launch: str | None
+    """The job of torchrun that began it."""
     started_in: str
     python: str
     machine: str
@@ -88,7 +91,7 @@ class Record:
 def record_of(settings: Settings, graph: Graph) -> Record:
     folders = None if graph.folders is None else tuple(map(str, graph.folders))
     system = platform.python_version(), f"{platform.system()} {platform.machine()}"
-    return Record(settings, folders, str(Path.cwd()), *system, _versions())
+    return Record(settings, folders, launch_id(), str(Path.cwd()), *system, _versions())
 
 
 def recorded_graph(folder: RunFolder) -> Graph:

@@ -21,9 +21,19 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0")) if is_shared() else 0
 
 
-def is_restart() -> bool:
-    """Whether torchrun started this process in the place of one that was lost."""
-    return is_shared() and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+def launch_id() -> str | None:
+    """The name of the job that torchrun started this process for, through all its restarts."""
+    return os.environ.get("TORCHELASTIC_RUN_ID", "none") if is_shared() else None
+
+
+def is_restart(of: str | None) -> bool:
+    """Whether torchrun started this process to go on with a run of the job ``of``.
+
+    Its count of restarts is of one machine; where another one was lost, it stays. A job without a name has no other.
+    """
+    if not is_shared() or os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0" or of != launch_id():
+        return False
+    return of != "none" or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def check_restarts(has_folder: bool) -> None:
@@ -49,8 +59,10 @@ def is_shared() -> bool:
 
 def own_device(device: torch.device) -> torch.device:
     """The device of this process, where each of one machine has one of its own: ``cuda`` is ``cuda:LOCAL_RANK``."""
-    if not is_shared() or str(device) != "cuda":
+    if not is_shared() or device.type != "cuda":
         return device
+    if str(device) != "cuda":
+        raise UsageError(f"--device {device}", "the processes of a run each need a device of their own", "give cuda")
     number = int(os.environ.get("LOCAL_RANK", "0"))
     if number >= torch.cuda.device_count():
         what = f"process {number + 1} of this machine has none of its {torch.cuda.device_count()} CUDA devices"

@@ -17,7 +17,7 @@ from sr_pipeline.events import Channel, Sink
 from sr_pipeline.execute import Context, Executor, writing
 from sr_pipeline.folder import RunFolder, Settings, find_folder, locked, new_folder, read_record
 from sr_pipeline.graph import Graph
-from sr_pipeline.launch import check_restarts, is_restart, joined, own_device
+from sr_pipeline.launch import check_restarts, is_restart, is_shared, joined, own_device
 from sr_pipeline.plan import Plan, compile_plan
 from sr_pipeline.precision import chosen_mode
 from sr_pipeline.registry import Registry, load_packs
@@ -100,13 +100,14 @@ def run(
     path = Path(run_dir) if run_dir is not None else None
     if not apart:
         check_restarts(path is not None)
+        if watched is not None and is_shared() and watched.metric.partition("/")[0] in writing(plan):
+            raise UsageError(f"--best {best}", "that node writes files, in the first process alone", "give another")
     with ExitStack() as stack:
         world = ALONE if apart else stack.enter_context(joined())
         _check_shares(plan, world)
         captured, refused = chosen_capture(capture, plan, where, world.alone)
         mode, plan = replace(mode, capture=captured), replace(plan, warnings=(*plan.warnings, *refused))
-        resume = resume or (is_restart() and not apart and path is not None and RunFolder(path).record.is_file())
-        folder, seed = world.of_first(lambda: _opened(stack, path, graph, resume, seed))
+        folder, seed, resume = world.of_first(lambda: _opened(stack, path, graph, resume, seed))
         if cache is not None:
             cache.device, cache.seed = str(where), seed
         stack.enter_context(torch.no_grad())
@@ -115,7 +116,7 @@ def run(
         stack.enter_context(determinism.deterministic(deterministic, where))
         settings = Settings(
             seed=seed,
-            device=str(where),
+            device=str(where) if world.alone else where.type,  # each process has its own
             precision=mode.precision,
             memory_format=mode.memory_format,
             deterministic=deterministic,
@@ -142,11 +143,18 @@ def run(
         return runner.run(resume)
 
 
-def _opened(stack: ExitStack, path: Path | None, graph: Graph, resume: bool, seed: int | None) -> tuple[RunFolder, int]:
-    """The run's folder, kept to this run while the stack lasts, and the run's seed."""
+def _opened(
+    stack: ExitStack, path: Path | None, graph: Graph, resume: bool, seed: int | None
+) -> tuple[RunFolder, int, bool]:
+    """The run's folder, kept to this run while the stack lasts; the run's seed; whether it is to be resumed.
+
+    Processes that torchrun starts in the place of lost ones resume what those began.
+    """
+    if path is not None and RunFolder(path).record.is_file():
+        resume = resume or is_restart(read_record(RunFolder(path)).launch)
     folder = find_folder(path, graph) if resume else new_folder(path, graph)
     stack.enter_context(locked(folder, new=not resume))
-    return folder, _seed_of(folder, seed) if resume else seed or 0
+    return folder, _seed_of(folder, seed) if resume else seed or 0, resume
 
 
 def _check_shares(plan: Plan, world: World) -> None:
@@ -157,6 +165,10 @@ def _check_shares(plan: Plan, world: World) -> None:
     if "world" not in made.injected.values():
         fix = "run it in one process, or wire a stream whose node takes a World"
         raise UsageError(plan.wiring.where(plan.stream), f"{made.name} does not share out its items", fix)
+    if plan.reducers:
+        name = plan.reducers[0]
+        what = f"{plan.wiring.types[name].name} gathers over the steps, and each process sees its share alone"
+        raise UsageError(plan.wiring.where(name), what, "run it in one process")
     if in_the_way := sorted(writing(plan) & changing(plan)):
         what = (
             "it writes files, or needs what does, so that the first process alone would run it; and training needs it"

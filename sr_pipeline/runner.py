@@ -23,7 +23,7 @@ from sr_pipeline.plan import Plan
 from sr_pipeline.resume import restore
 from sr_pipeline.saver import Best, Saver
 from sr_pipeline.watch import OnNan, Watch
-from sr_pipeline.world import World
+from sr_pipeline.world import Agreement, World
 
 T = TypeVar("T")
 SAVE_SECONDS = 300.0
@@ -60,6 +60,7 @@ class Runner:
 
     def __post_init__(self) -> None:
         self.saver = Saver(self.folder.checkpoints)
+        self.agree = Agreement(self.world)
         self.watch = Watch(self.executor, self.on_nan, self.back, self.stopped)
         self._digests: dict[str, str] | None = None
 
@@ -106,6 +107,7 @@ class Runner:
         if resume:
             self.resume()
         interrupted = interrupted or self.steps()
+        self.agree.settle()
         if not interrupted:
             self.executor.finish(self.position)
         self.save()
@@ -184,10 +186,11 @@ class Runner:
             self.tell_saved(self.saver.poll())
             now = time.monotonic()
             ends.append(now)
+            rate = (len(ends) - 1) / max(now - ends[0], 1e-9)
             if last or len(ends) == 2 or now - told > 0.2:
                 told = now
-                self.channel.emit(Progress(self.position, total, (len(ends) - 1) / max(now - ends[0], 1e-9)))
-            due, look, stop = self.agreed(now)
+                self.channel.emit(Progress(self.position, total, rate))
+            due, look, stop = self.after_step(now, rate)
             if (last or due or look) and not self.watch.finite(self.position):
                 self.mend(self.position, last)
                 return None
@@ -202,23 +205,20 @@ class Runner:
         self.position = self.watch.mend(position, last, cause)
         self.save()
 
-    def agreed(self, now: float) -> tuple[bool, bool, bool]:
-        """After a step, for all processes alike: whether to save, to look at the numbers, and to stop."""
-        awaited = self.best is not None and self.channel.holds(self.best.metric)
-        tell, due, look, stop = self.world.any(
-            [awaited or self.channel.due(), self.due(now - self.saved_at), self.watch.due(self.position), self.stop()]
+    def after_step(self, now: float, rate: float) -> tuple[bool, bool, bool]:
+        """For all processes alike: whether to save, to look at the numbers, and to stop."""
+        timed = self.checkpoint_every is None and now - self.saved_at > SAVE_SECONDS
+        tell, due, look, stop = self.agree(
+            [self.channel.due(), timed, self.watch.due(self.position), self.stop()], rate
         )
-        if tell:
+        if self.checkpoint_every is not None:
+            due = self.position % self.checkpoint_every == 0
+        awaited = self.best is not None and self.channel.holds(self.best.metric)
+        if tell or awaited:
             self.channel.flush()
-        if self.best is not None:
+        if self.best is not None and (awaited or self.world.alone):
             due = self.world.any([due or self.best.step == self.position])[0]
         return due, look, stop
-
-    def due(self, seconds: float) -> bool:
-        """Whether the cadence says to save."""
-        if self.checkpoint_every is None:
-            return seconds > SAVE_SECONDS and self.world.leads
-        return self.position % self.checkpoint_every == 0
 
     def save(self) -> None:
         """Begin to save the state, if there is any that was not saved. The one before must have been written."""

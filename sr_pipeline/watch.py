@@ -172,6 +172,8 @@ class Watch:
         try:
             self.executor.step(item, step, last, self.changing)
         except NodeRunError:  # of a node that refuses what is not finite: the diagnosis finds whence it came
+            if not self.executor.context.world.alone:
+                raise
             return False
         return self.finite(step + 1)
 

@@ -24,8 +24,8 @@ class World:
 
     rank: int = 0
     size: int = 1
-    _averaged: dict[int, Any] = field(default_factory=dict, repr=False, compare=False)
-    """A DistributedDataParallel by the identity of its first parameter, which it holds."""
+    _averaged: dict[tuple[int, ...], Any] = field(default_factory=dict, repr=False, compare=False)
+    """A DistributedDataParallel by the identities of its parameters, which it holds."""
 
     @property
     def alone(self) -> bool:
@@ -100,27 +100,61 @@ class World:
     def backward(self, loss: Tensor, parameters: Sequence[Tensor], retain_graph: bool = False) -> None:
         """Add to ``parameters`` the gradients of the mean of the processes' losses.
 
-        The gradients travel in buckets while others are still computed: torch's DistributedDataParallel sees to it.
+        The gradients travel in buckets while others are still computed: torch's DistributedDataParallel sees to it. A
+        parameter that the loss does not reach in any process keeps what it had.
         """
-        averaged = None if self.alone else self._averaged.get(id(parameters[0]))
-        if averaged is not None:
-            averaged.reducer.prepare_for_backward([])
+        if not self.alone:
+            self._averaging(parameters).prepare_for_backward([loss])
         torch.autograd.backward(loss, inputs=list(parameters), retain_graph=retain_graph)
-        if not self.alone and averaged is None:
-            self._average(parameters)
 
-    def _average(self, parameters: Sequence[Tensor]) -> None:
-        """The first time: which parameters get a gradient is known only now."""
+    def _averaging(self, parameters: Sequence[Tensor]) -> Any:
+        key = tuple(map(id, parameters))
+        if key not in self._averaged:
+            from torch.nn.parallel import DistributedDataParallel
+
+            held = nn.ParameterList(parameters)  # alike in all: made with one seed, or given by the first
+            self._averaged[key] = DistributedDataParallel(held, init_sync=False, find_unused_parameters=True)
+        return self._averaged[key].reducer
+
+
+class Agreement:
+    """Flags on which the processes agree, about five times a second: a message on its way stops nobody.
+
+    Each process asks after each step. What is true in one of them is told to all after the same later step; so a flag
+    has to stay up until then. A process that is alone has its answer at once.
+    """
+
+    SECONDS = 0.2
+
+    def __init__(self, world: World) -> None:
+        self.world, self.left = world, 0
+        self.message: tuple[Tensor, Any] | None = None
+
+    def __call__(self, flags: Sequence[bool], rate: float) -> list[bool]:
+        """``rate``: steps a second, of which the first process's says when the next message is read."""
+        if self.world.alone:
+            return list(flags)
+        self.left -= 1
+        if self.left > 0:
+            return [False] * len(flags)
         import torch.distributed as dist
-        from torch.nn.parallel import DistributedDataParallel
 
-        reached = [p for p in parameters if p.grad is not None]
-        gradients = [p.grad for p in reached if p.grad is not None]
-        for gradient in gradients:
-            dist.all_reduce(gradient)
-            gradient.div_(self.size)
-        if reached:
-            self._averaged[id(parameters[0])] = DistributedDataParallel(nn.ParameterList(reached))
+        found = [False] * len(flags)
+        if self.message is not None:
+            told, work = self.message
+            work.wait()
+            *numbers, self.left = told.tolist()
+            found = [bool(number) for number in numbers]
+        pause = max(1, round(self.SECONDS * rate)) if self.world.leads else 0
+        now = torch.tensor([*map(int, flags), pause], dtype=torch.int32)
+        self.message = now, dist.all_reduce(now, dist.ReduceOp.MAX, async_op=True)
+        return found
+
+    def settle(self) -> None:
+        """Wait for the message that is on its way: torch must not be ended under it."""
+        if self.message is not None:
+            self.message[1].wait()
+            self.message = None
 
 
 ALONE = World()

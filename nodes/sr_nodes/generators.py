@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sr_nodes.assets import weights_file
+from sr_nodes.batchnorm import synchronised
 from sr_nodes.modules import CPU, check_fits, mode
 from sr_nodes.published import Weights, recognise
 from sr_nodes.rrdbnet import rrdbnet
@@ -24,7 +25,8 @@ from sr_pipeline.errors import nearest, quoted
 from sr_pipeline.files import written_beside
 from sr_pipeline.node import node
 from sr_pipeline.paths import inside
-from sr_pipeline.sockets import Device, Every, InputPath, Mutates, OutputName, RunDir, Training
+from sr_pipeline.sockets import Device, Every, InputPath, Mutates, OutputName, RunDir, Training, World
+from sr_pipeline.world import ALONE
 
 _FORMAT = "sr_pipeline.generator"
 _VERSION = "1"
@@ -81,6 +83,7 @@ def load_generator(
     output: Literal["auto", "none", "tanh"] = "auto",
     value_range: Literal["auto", "-1..1", "0..1"] = "auto",
     device: Device = CPU,
+    world: World = ALONE,
 ) -> Generator:
     """Build a generator from a weights file: of ``export_generator``, or the state dict of a public code.
 
@@ -88,7 +91,8 @@ def load_generator(
     Lornatang/SRGAN-PyTorch or ours, BasicSR's MSRResNet, and RRDBNet as in BasicSR, Real-ESRGAN and ESRGAN. Size,
     scale, biases and PReLU are told from the shapes; the output and the ranges follow that code. What has LeakyReLU
     becomes PReLU with that slope. A torch file is read with weights_only: nothing in it runs. Raises a ValueError
-    where the file is missing, damaged, refused, or of no such network; ``load_upscaler`` knows more networks.
+    where the file is missing, damaged, refused, or of no such network; ``load_upscaler`` knows more networks. Where
+    several processes train it, BatchNorm sees their joined batch.
 
     Args:
         path: a .safetensors, .pth, .pt, .ckpt, .tar or .bin file, or the name of weights that ship (srresnet_x4).
@@ -105,7 +109,7 @@ def load_generator(
         generator = _built(architecture, config, file)
     check_fits(generator.state_dict(), tensors, str(file))
     generator.load_state_dict(tensors)
-    return generator.to(device)
+    return synchronised(generator.to(device), world)
 
 
 _NOT_OF_THE_NETWORK = frozenset({"rng", "device", "world", "sync_batch_norm"})

@@ -158,9 +158,9 @@ def share_of(text: str | None, environment: Mapping[str, str]) -> tuple[int, int
         if not 1 <= number <= shares:
             raise ValueError(f"the share {text!r} is not K/N with K from 1 to N; give 1/3 to the first of three")
         return number, shares
-    for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS")):
-        if rank in environment and size in environment and (rank == "RANK" or "SLURM_STEP_ID" in environment):
-            return int(environment[rank]) + 1, int(environment[size])  # a batch script has them too, but is no step
+    for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
+        if rank in environment and size in environment:
+            return int(environment[rank]) + 1, int(environment[size])
     return 1, 1
 
 

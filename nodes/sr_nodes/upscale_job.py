@@ -102,7 +102,7 @@ def picture_files(
         overwrite: make results anew that are there, and let a result take the place of its source.
         max_megapixels: refuse larger pictures, lest a small file fill the memory.
         share: K/N takes the K-th of N shares of the files. Null is the share of this process where torchrun (RANK,
-            WORLD_SIZE) or srun (SLURM_PROCID, SLURM_NTASKS) started several, and all files elsewhere.
+            WORLD_SIZE) or srun (SLURM_PROCID, SLURM_STEP_NUM_TASKS) started several, and all files elsewhere.
 
     Raises:
         ValueError: a text is empty, a folder or pattern holds no picture, the output cannot take so many, is of

@@ -31,7 +31,7 @@ BICUBIC = find_upscaler("bicubic")
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the tests themselves were started by."""
-    for name in ("RANK", "WORLD_SIZE", "SLURM_STEP_ID", "SLURM_PROCID", "SLURM_NTASKS"):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -106,10 +106,10 @@ def test_two_results_of_one_name_are_refused_in_whatever_share(tmp_path: Path) -
     [
         ({}, (1, 1)),
         ({"RANK": "0", "WORLD_SIZE": "2"}, (1, 2)),
-        ({"RANK": "2", "WORLD_SIZE": "4", "SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, (3, 4)),
-        ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, (2, 2)),
+        ({"RANK": "2", "WORLD_SIZE": "4", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"}, (3, 4)),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "2"}, (2, 2)),
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, (1, 1)),  # a batch script, which is one process
-        ({"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, (1, 1)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "1"}, (1, 1)),
         ({"RANK": "1"}, (1, 1)),
     ],
 )
