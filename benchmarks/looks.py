@@ -49,7 +49,7 @@ def main() -> int:
     rows = []
     for folder in options.folders:
         each: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-        for path in [p for p in find_pictures(folder) if "LR" not in p.parts]:
+        for path in [p for p in find_pictures(folder) if not p.stem.endswith("_LR")]:
             hr = whole(to_image(read_picture(path)[None]))
             lr = bicubic(hr, SCALE)
             made = {name: enlarge(network, lr[0])[None] for name, network in networks.items()}

@@ -1,10 +1,12 @@
 """Ship what a training made: its weights with what they are, its run's record, and its curves.
 
-    python benchmarks/ship.py RUN NAME [--data ../shared/data] [--data-name TEXT]
+    python benchmarks/ship.py RUN NAME [--data ../shared/data] [--data-name TEXT] [--between NAME --share 0.7]
 
 RUN is a run's folder whose graph exported generator.safetensors. That becomes weights/NAME.safetensors, with
 the figures of Set5 and Set14, the graph's hash, the seed and the number of updates in its metadata. docs/runs/NAME gets
 graph, record, metrics, events, evaluation.json and curves.png. Checkpoints and pictures of the photographs stay.
+--between: the weights are --share of RUN's and the rest of those that ship under that name, where RUN started (network
+interpolation: Wang et al., ESRGAN, ECCVW 2018, section 3.4).
 """
 
 from __future__ import annotations
@@ -20,11 +22,13 @@ from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from sr_pipeline.files import written_beside
 from sr_pipeline.sinks import read_metrics
 
 HERE = Path(__file__).resolve().parents[1]
+WEIGHTS = HERE / "nodes" / "sr_nodes" / "weights"
 
 
 def main() -> int:
@@ -33,32 +37,49 @@ def main() -> int:
     parser.add_argument("name")
     parser.add_argument("--data", type=Path, default=HERE.parent / "shared" / "data")
     parser.add_argument("--data-name", default="75 photographs (CC0, CC BY 4.0, public domain, Unsplash, Pexels)")
+    parser.add_argument("--between", help="weights that ship, from which RUN started")
+    parser.add_argument("--share", type=float, default=1.0, help="of RUN's weights, beside those")
     options = parser.parse_args()
     made = options.run / "generator.safetensors"
     rows = read_metrics(options.run / "metrics.csv")
-    figures = evaluated(made, [options.data / "testsets" / name for name in ("Set5", "Set14")])
     graph = (options.run / "graph.json").read_bytes()
     record = json.loads((options.run / "run.json").read_text())
     with safe_open(made, "pt") as file:
         metadata = dict(file.metadata())
-    training = {
+    training: dict[str, Any] = {
         "graph_sha256": hashlib.sha256(graph).hexdigest(),
         "data": options.data_name,
         "updates": max(step for step, _, _ in rows),
         "seed": record.get("settings", record)["seed"],
-        "psnr_y": {name: round(found["psnr_y"], 3) for name, found in figures["sets"].items()},
     }
-    target = HERE / "nodes" / "sr_nodes" / "weights" / f"{options.name}.safetensors"
+    weights = load_file(made)
+    if options.between:
+        training |= {"between": options.between, "share": options.share}
+        weights = mixed(load_file(WEIGHTS / f"{options.between}.safetensors"), weights, options.share)
+    target = WEIGHTS / f"{options.name}.safetensors"
+    save_file(weights, target, metadata)
+    figures = evaluated(target, [options.data / "testsets" / name for name in ("Set5", "Set14")])
+    training["psnr_y"] = {name: round(found["psnr_y"], 3) for name, found in figures["sets"].items()}
     with written_beside(target) as beside:
-        save_file(load_file(made), beside, {**metadata, "training": json.dumps(training)})
+        save_file(weights, beside, {**metadata, "training": json.dumps(training)})
     out = HERE / "docs" / "runs" / options.name
     out.mkdir(parents=True, exist_ok=True)
-    for name in ("graph.json", "run.json", "metrics.csv", "events.jsonl"):
+    for name in ("graph.json", "metrics.csv", "events.jsonl"):
         shutil.copyfile(options.run / name, out / name)
+    record.pop("started_in", None)  # a place of this machine
+    (out / "run.json").write_text(json.dumps(record, indent=2) + "\n")
     (out / "evaluation.json").write_text(json.dumps(figures, indent=2) + "\n")
     draw(rows, options.name, out / "curves.png")
     print(json.dumps(training, indent=2))
     return 0
+
+
+def mixed(first: dict[str, Tensor], second: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Weights and statistics on the line from one network to the other."""
+    return {
+        name: first[name].lerp(tensor, share) if tensor.is_floating_point() else tensor
+        for name, tensor in second.items()
+    }
 
 
 def evaluated(weights: Path, testsets: list[Path]) -> dict[str, Any]:

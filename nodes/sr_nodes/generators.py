@@ -60,7 +60,7 @@ def load_weights(generator: Mutates[Generator], weights: InputPath | None = None
 
     Args:
         generator: the network to start from.
-        weights: the name of weights that ship (srresnet_x4), or a path; empty is training from scratch.
+        weights: the name of weights that ship (srgan_x4), or a path; empty is training from scratch.
     """
     if not weights:
         return generator
@@ -95,7 +95,7 @@ def load_generator(
     several processes train it, BatchNorm sees their joined batch.
 
     Args:
-        path: a .safetensors, .pth, .pt, .ckpt, .tar or .bin file, or the name of weights that ship (srresnet_x4).
+        path: a .safetensors, .pth, .pt, .ckpt, .tar or .bin file, or the name of weights that ship (srgan_x4).
         output: the last activation of a SRResNet; auto is as in the file, or as the code that names tensors so has it.
         value_range: what a SRResNet's last numbers are, an image in [-1, 1] or in [0, 1]; auto as above.
     """

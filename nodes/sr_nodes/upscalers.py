@@ -18,7 +18,7 @@ from sr_pipeline.errors import nearest
 from sr_pipeline.node import node
 from sr_pipeline.sockets import Device, InputPath
 
-BEST = "srresnet_x4"
+BEST = "srgan_x4"
 """The best weights that ship; what is used where none are named."""
 Method = Literal["bicubic", "nearest"]
 
