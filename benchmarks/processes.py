@@ -4,9 +4,9 @@
                                    [--json] [--quick] [--out FOLDER]
 
 Each process has one thread (or one GPU). The seconds of a step are those between the ends of the second step and of the
-last, by the run's own events. ``--sync 0``: BatchNorm over each process's own part. The speed is the median over the
-rounds of one process's seconds by those of several: their number would be the most. It exits with 1 where the speed is
-less than 0.9 times that number.
+last but one, by the run's own events. ``--sync 0``: BatchNorm over each process's own part. The speed is the median
+over the rounds of one process's seconds by those of several: their number would be the most. It exits with 1 where the
+speed is less than 0.9 times that number.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def trained(words: list[str]) -> float:
         events = map(json.loads, (folder / "events.jsonl").read_text().splitlines())
         told = [(event["time"], event["step"]) for event in events if event["type"] == "scalar"]
     ends = sorted(dict(told).items())  # scalars are told in bundles: of each, the last step
-    (began, first), *_, (ended, last) = ends[1:] if len(ends) > 2 else ends
+    (began, first), *_, (ended, last) = ends[1:-1] if len(ends) > 3 else ends  # the last step validates too
     seconds: float = (ended - began) / (last - first)
     return seconds
 

@@ -104,6 +104,7 @@ def start(processes: int, restarts: int, arguments: Sequence[str]) -> int:
     from torch.distributed.run import get_args_parser, run
 
     os.environ[OWN_STORE] = "1"
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))  # torchrun's own is 1
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes say what happened
     own = ["--standalone", "--nproc-per-node", str(processes), "--max-restarts", str(restarts)]
     try:
