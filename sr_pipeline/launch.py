@@ -71,6 +71,19 @@ def own_device(device: torch.device) -> torch.device:
     return torch.device("cuda", number)
 
 
+def keep_to_own_cores() -> None:
+    """Give each process of this machine cores of its own, where the system can and there are enough.
+
+    Else a message over loopback draws its reader to the writer's core, and two compute on one while the other idles.
+    """
+    if not is_shared() or not hasattr(os, "sched_setaffinity"):
+        return
+    cores, number = sorted(os.sched_getaffinity(0)), int(os.environ.get("LOCAL_RANK", "0"))
+    each = len(cores) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if each:
+        os.sched_setaffinity(0, cores[number * each : (number + 1) * each])
+
+
 @contextmanager
 def joined() -> Iterator[World]:
     """The processes that share the run, which talk inside; ``ALONE`` where torchrun did not start this one.

@@ -17,7 +17,7 @@ from sr_pipeline.events import Channel, Sink
 from sr_pipeline.execute import Context, Executor, writing
 from sr_pipeline.folder import RunFolder, Settings, find_folder, locked, new_folder, read_record
 from sr_pipeline.graph import Graph
-from sr_pipeline.launch import check_restarts, is_restart, is_shared, joined, own_device
+from sr_pipeline.launch import check_restarts, is_restart, is_shared, joined, keep_to_own_cores, own_device
 from sr_pipeline.plan import Plan, compile_plan
 from sr_pipeline.precision import chosen_mode
 from sr_pipeline.registry import Registry, load_packs
@@ -103,6 +103,8 @@ def run(
         if watched is not None and is_shared() and watched.metric.partition("/")[0] in writing(plan):
             raise UsageError(f"--best {best}", "that node writes files, in the first process alone", "give another")
     with ExitStack() as stack:
+        if where.type == "cpu" and not apart:
+            keep_to_own_cores()
         world = ALONE if apart else stack.enter_context(joined())
         _check_shares(plan, world)
         captured, refused = chosen_capture(capture, plan, where, world.alone)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx2
-from playwright.sync_api import expect
+import pytest
 
 from browser.editor import PATIENCE, TINY, Editor
 from server.conftest import serving, wait_for
@@ -20,6 +20,8 @@ from sr_pipeline.server.workflow import from_export, templates, to_api
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Dialog
+
+expect = pytest.importorskip("playwright.sync_api").expect
 
 
 def test_an_export_has_our_ids_again_and_any_client_can_post_it(
