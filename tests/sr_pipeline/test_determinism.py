@@ -64,7 +64,7 @@ def test_settings_that_no_graph_holds_are_repeated(tmp_path: Path) -> None:
 
 def test_the_settings_are_those_of_run() -> None:
     names = set(run.__annotations__) - {"return"}
-    told = {"graph", "registry", "run_dir", "resume", "allow_changed", "sinks", "stop", "cache"}
+    told = {"graph", "registry", "run_dir", "resume", "allow_changed", "sinks", "stop", "cache", "apart"}
     from sr_pipeline.folder import Settings
 
     assert set(Settings.__dataclass_fields__) == names - told

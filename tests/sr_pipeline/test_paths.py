@@ -213,7 +213,7 @@ def test_the_graph_of_a_picture_is_from_elsewhere(folder: Path) -> None:
 
 def test_every_text_of_every_node_says_whether_it_is_a_path(registry: Registry) -> None:
     """A new node with a path that does not say so would read it wherever a graph from elsewhere likes."""
-    titles = {"evaluation_report.model", "picture_files.suffix"}
+    titles = {"evaluation_report.model", "picture_files.suffix", "picture_files.share"}
     texts = {
         f"{made.name}.{i.name}"
         for made in registry.values()

@@ -37,6 +37,7 @@ from sr_pipeline.sockets import (
     Start,
     Step,
     Training,
+    World,
     socket_type,
 )
 
@@ -178,7 +179,7 @@ def test_an_injected_type_is_known_inside_an_optional_too(annotation: Any) -> No
 
 
 def test_the_engine_knows_no_other_injected_type() -> None:
-    kinds = (Step, Start, RunDir, Rng, Seed, Device, Training, RetainGraph, Report)
+    kinds = (Step, Start, RunDir, Rng, Seed, Device, Training, RetainGraph, Report, World)
     assert {socket_type(kind).injected for kind in kinds} == INJECTABLE
     assert socket_type(int).injected is None
 
