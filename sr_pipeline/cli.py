@@ -341,6 +341,12 @@ def main() -> None:
     add_pack_commands(app)
     try:
         app()
+    except SystemExit as end:
+        if "RANK" not in os.environ or not isinstance(end.code, (int, type(None))):
+            raise
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code or 0)  # all is written; torch's threads that still listen would abort an ordinary end
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         sys.exit(130)
