@@ -27,6 +27,7 @@ from sr_nodes.rrdbnet import rrdbnet
 from sr_nodes.srresnet import srresnet
 from sr_nodes.tiles import enlarge
 from sr_nodes.types import Generator
+from sr_pipeline.precision import is_fast_in_bf16
 
 GOAL = 1.25
 PAIRS = {
@@ -76,7 +77,8 @@ def trained(generator: Generator) -> Generator:
 def contestants(ours: Generator, esrgan: Generator, lr: Tensor, device: torch.device) -> Calls:
     """What is timed: from a float32 picture on the host to one."""
     calls = {"srresnet_eager": eager(ours, lr, device), "srresnet_enlarge": enlarged(ours, lr)}
-    calls["srresnet_enlarge_bf16"] = enlarged(ours, lr, "bf16")
+    if is_fast_in_bf16(device):
+        calls["srresnet_enlarge_bf16"] = enlarged(ours, lr, "bf16")
     try:
         spandrel = importlib.import_module("spandrel")
     except ImportError:
@@ -103,7 +105,7 @@ def enlarged(generator: Generator, lr: Tensor, precision: Any = "fp32") -> Calla
 def summary(seconds: Seconds, sr: dict[str, Tensor]) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for name, (other, ours) in PAIRS.items():
-        if other in seconds:
+        if other in seconds and ours in seconds:
             found = ratio(seconds, other, ours)
             made[name], made[f"{name}_spread"] = found["median"], found
             made[f"{name}_largest_difference"] = float(f"{(sr[other] - sr[ours]).abs().max():.1e}")

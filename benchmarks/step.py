@@ -44,7 +44,7 @@ from sr_pipeline.events import Channel
 from sr_pipeline.execute import Context, Executor
 from sr_pipeline.graph import Graph
 from sr_pipeline.plan import compile_plan
-from sr_pipeline.precision import Mode, chosen_mode
+from sr_pipeline.precision import Mode, chosen_mode, is_fast_in_bf16
 from sr_pipeline.recording import WARM_UP
 from sr_pipeline.registry import load_packs
 from sr_pipeline.run import run
@@ -87,7 +87,8 @@ class Ours:
 
 def modes(device: torch.device) -> dict[str, Mode]:
     """Every mode of numbers that the device computes as such."""
-    found = [Mode("fp32"), Mode("fp32", "channels_last"), Mode("bf16", "channels_last")]
+    found = [Mode("fp32"), Mode("fp32", "channels_last")]
+    found += [Mode("bf16", "channels_last")] if is_fast_in_bf16(device) else []
     found += [Mode("tf32", "channels_last")] if device.type == "cuda" else []
     return {str(mode): mode for mode in found}
 
@@ -122,8 +123,8 @@ def built(makers: dict[str, Callable[[], Step]]) -> dict[str, Step]:
 
 def timed(steps: dict[str, Step], batches: Iterator[Tensor], rounds: int, device: torch.device) -> Seconds:
     for step in steps.values():
-        for _ in range(WARM_UP + 1 if isinstance(step, Ours) and step.mode.capture != "off" else 0):
-            step(next(batches))  # what precedes a recording, and compiling, is no step's time
+        for _ in range(WARM_UP + 1 if isinstance(step, Ours) and step.mode.capture == "graph" else 0):
+            step(next(batches))  # what precedes a recording is no step's time
     calls = {name: partial(lambda step: step(next(batches)), step) for name, step in steps.items()}
     return race(calls, rounds, 0.3 if device.type == "cuda" else 0.0, device)
 

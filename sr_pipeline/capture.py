@@ -53,8 +53,7 @@ def chosen_capture(
     """
     if name not in (*get_args(Capture), "auto"):
         raise UsageError(f"--capture {name}", "is unknown", f"give one of {', '.join(get_args(Capture))}, auto")
-    trains = any(op.type.backward for op in plan.steps)
-    if name == "off" or (name == "auto" and not (device.type == "cuda" and trains)):
+    if name == "off" or (name == "auto" and not (device.type == "cuda" and plan.trains)):
         return "off", ()
     try:
         if name == "compile":

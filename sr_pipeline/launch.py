@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 
@@ -71,19 +72,6 @@ def own_device(device: torch.device) -> torch.device:
     return torch.device("cuda", number)
 
 
-def keep_to_own_cores() -> None:
-    """Give each process of this machine cores of its own, where the system can and there are enough.
-
-    Else a message over loopback draws its reader to the writer's core, and two compute on one while the other idles.
-    """
-    if not is_shared() or not hasattr(os, "sched_setaffinity"):
-        return
-    cores, number = sorted(os.sched_getaffinity(0)), int(os.environ.get("LOCAL_RANK", "0"))
-    each = len(cores) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if each:
-        os.sched_setaffinity(0, cores[number * each : (number + 1) * each])
-
-
 @contextmanager
 def joined() -> Iterator[World]:
     """The processes that share the run, which talk inside; ``ALONE`` where torchrun did not start this one.
@@ -98,12 +86,25 @@ def joined() -> Iterator[World]:
     own = not dist.is_initialized()
     if own:
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        calm_gloo()
     try:
         size = dist.get_world_size()
         yield World(dist.get_rank(), size) if size > 1 else ALONE
     finally:
         if own:
             dist.destroy_process_group()
+
+
+def calm_gloo() -> None:
+    """Schedule gloo's listening thread as a batch job, where the system can: it pushes nobody off a core.
+
+    It asks again and again for a lock that gloo's sending thread holds; on one core that thread then waits for its
+    turn, and a message of 1 KB between two busy processes takes 2.5 ms in place of 0.7 (measured).
+    """
+    for task in Path("/proc/self/task").glob("*"):
+        with suppress(OSError, AttributeError):  # it ended; it may not; there is no such schedule
+            if (task / "comm").read_text().startswith("gloo_tcp_loop"):
+                os.sched_setscheduler(int(task.name), os.SCHED_BATCH, os.sched_param(0))
 
 
 def start(processes: int, restarts: int, arguments: Sequence[str]) -> int:

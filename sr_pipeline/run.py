@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from sr_pipeline import determinism
+from sr_pipeline.allocator import kept_memory
 from sr_pipeline.cache import SetupCache
 from sr_pipeline.capture import capturing, chosen_capture
 from sr_pipeline.errors import UsageError, nearest
@@ -17,9 +18,9 @@ from sr_pipeline.events import Channel, Sink
 from sr_pipeline.execute import Context, Executor, writing
 from sr_pipeline.folder import RunFolder, Settings, find_folder, locked, new_folder, read_record
 from sr_pipeline.graph import Graph
-from sr_pipeline.launch import check_restarts, is_restart, is_shared, joined, keep_to_own_cores, own_device
+from sr_pipeline.launch import check_restarts, is_restart, is_shared, joined, own_device
 from sr_pipeline.plan import Plan, compile_plan
-from sr_pipeline.precision import chosen_mode
+from sr_pipeline.precision import chosen_mode, slower
 from sr_pipeline.registry import Registry, load_packs
 from sr_pipeline.runner import Result, Runner
 from sr_pipeline.saver import Best, best_of
@@ -103,12 +104,13 @@ def run(
         if watched is not None and is_shared() and watched.metric.partition("/")[0] in writing(plan):
             raise UsageError(f"--best {best}", "that node writes files, in the first process alone", "give another")
     with ExitStack() as stack:
-        if where.type == "cpu" and not apart:
-            keep_to_own_cores()
+        if where.type == "cpu" and plan.trains:
+            stack.enter_context(kept_memory())
         world = ALONE if apart else stack.enter_context(joined())
         _check_shares(plan, world)
         captured, refused = chosen_capture(capture, plan, where, world.alone)
-        mode, plan = replace(mode, capture=captured), replace(plan, warnings=(*plan.warnings, *refused))
+        mode = replace(mode, capture=captured)
+        plan = replace(plan, warnings=(*plan.warnings, *slower(mode, where), *refused))
         folder, seed, resume = world.of_first(lambda: _opened(stack, path, graph, resume, seed))
         if cache is not None:
             cache.device, cache.seed = str(where), seed

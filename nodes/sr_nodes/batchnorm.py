@@ -59,35 +59,44 @@ class _Synchronised(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
-        wide = x if x.dtype == torch.float64 else x.float()
-        variance, mean = (part.double() for part in torch.var_mean(wide, (0, 2, 3), correction=0))
+        wide = _wide(x)
+        mean, variance = (part.double() for part in torch.batch_norm_update_stats(wide, None, None, 0.0))
         own = x.new_tensor([x.numel() // x.shape[1]], dtype=torch.float64)
-        sums = torch.cat([own, mean * own, (variance + mean.square()) * own])
-        dist.all_reduce(sums)
+        sums = _summed(torch.cat([own, mean * own, (variance + mean.square()) * own]))
         count, total, squares = sums[:1], *sums[1:].chunk(2)
         mean = total / count
         variance = (squares / count - mean.square()).clamp_(min=0)
-        mean32, variance32 = mean.to(wide.dtype), variance.to(wide.dtype)
-        ctx.save_for_backward(x, weight, mean, (variance + eps).rsqrt(), count)
-        out = F.batch_norm(x, mean32, variance32, weight, bias, training=False, eps=eps)
+        ctx.eps = eps
+        ctx.save_for_backward(x, weight, mean, variance, count)
+        out = F.batch_norm(x, mean.to(wide.dtype), variance.to(wide.dtype), weight, bias, training=False, eps=eps)
         ctx.mark_non_differentiable(mean, variance, count)
         return out, mean, variance, count
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, inverse, count = ctx.saved_tensors
-        kind = torch.float64 if x.dtype == torch.float64 else torch.float32
-        g = grad.to(kind)
-        of_bias = g.sum((0, 2, 3)).double()
-        of_weight = ((g * x).sum((0, 2, 3)).double() - of_bias * mean) * inverse
-        sums = torch.cat([of_bias, of_weight])
-        dist.all_reduce(sums)
+        x, weight, mean, variance, count = ctx.saved_tensors
+        wide = _wide(x)
+        # As if mean and variance were constants: so torch's kernel gives the sums, and the first part of x's gradient.
+        constants = weight, mean.to(wide.dtype), variance.to(wide.dtype), None, None, False, ctx.eps, [True] * 3
+        of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(_wide(grad), wide, *constants)
+        sums = _summed(torch.cat([of_bias, of_weight]).double())
         bias_mean, weight_mean = (sums / count).chunk(2)
-        # weight * inverse * (g - mean(g) - normalised * mean(g * normalised)), as a line in g and x for each channel
-        scale = weight.double() * inverse
-        slope = -scale * inverse * weight_mean
-        offset = -scale * bias_mean - slope * mean
-        by_channel = [part.to(kind).view(-1, 1, 1) for part in (scale, slope, offset)]
-        of_x = (g * by_channel[0]).addcmul_(x.to(kind), by_channel[1]).add_(by_channel[2])
-        return of_x.to(x.dtype), of_weight.to(weight.dtype), of_bias.to(weight.dtype), None
+        # The rest, weight * inverse * (-mean(g) - normalised * mean(g * normalised)), is a line in x for each channel.
+        inverse = (variance + ctx.eps).rsqrt()
+        slope = -weight.double() * inverse.square() * weight_mean
+        offset = -weight.double() * inverse * bias_mean - slope * mean
+        by_channel = [part.to(wide.dtype).view(-1, 1, 1) for part in (slope, offset)]
+        of_x.addcmul_(wide, by_channel[0]).add_(by_channel[1])
+        return of_x.to(x.dtype), of_weight, of_bias, None
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _summed(numbers: Tensor) -> Tensor:
+    """Their sum over the processes. All are sent to all, which is one round of messages; all_reduce takes two."""
+    parts = [torch.empty_like(numbers) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, numbers)
+    return torch.stack(parts).sum(0)

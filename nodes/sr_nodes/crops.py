@@ -1,31 +1,48 @@
-"""Square crops at random places, in batches that are functions of their position, cut ahead by processes."""
+"""Square crops at random places, in batches that are functions of their position: cut here, ahead, or on a device."""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from itertools import accumulate
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from sr_nodes.memory import free_bytes
 from sr_nodes.pictures import to_image
 from sr_nodes.types import Image
 from sr_pipeline.sockets import SeedSource
 
 UNSEEDED = SeedSource()
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+Draw = tuple[float, float, float, float]
+_SHARE = 0.25
+"""Of a device's free memory, what pictures may take there."""
+
+
+class Window(NamedTuple):
+    """A square of a picture: its corner, whether it is mirrored left to right, and quarter turns to the left then."""
+
+    top: int
+    left: int
+    mirrored: bool
+    turns: int
 
 
 class Pictures(Protocol):
     """Numbered pictures, each uint8 RGB [3, H, W]."""
 
+    @property
+    def in_memory(self) -> bool: ...
     def __len__(self) -> int: ...
     def __getitem__(self, number: int, /) -> Tensor: ...
 
@@ -51,32 +68,105 @@ class Crops(Dataset[Tensor]):
         order = torch.randperm(len(self.photos), generator=rng)
         return order[torch.arange(self.batch) % len(order)].tolist()
 
-    def __getitem__(self, index: int) -> Tensor:
+    def drawn(self, index: int) -> list[tuple[int, Draw]]:
+        """The picture of each own row of item i, and four numbers that are uniform in [0, 1)."""
         rng = self.seed.rng(index)
         own = slice(self.rows.start, self.rows.stop)
         chosen = self.chosen(index, rng)[own]
         draws = torch.rand(self.batch, 4, generator=rng, dtype=torch.float64)[own].tolist()
+        return list(zip(chosen, draws, strict=True))
+
+    def window(self, height: int, width: int, draw: Draw) -> Window:
+        """Where in a picture of this size a crop lies, and how it is turned."""
+        down, right, mirror, turn = draw
+        return Window(
+            int(down * (height - self.size + 1)),
+            int(right * (width - self.size + 1)),
+            self.flips and mirror < 0.5,
+            int(4 * turn) if self.rotations else 0,
+        )
+
+    def __getitem__(self, index: int) -> Tensor:
         crops = np.empty((len(self.rows), 3, self.size, self.size), np.uint8)
-        for crop, photo, draw in zip(crops, chosen, draws, strict=True):
-            crop[...] = self._cut(self.photos[photo].numpy(), *draw)
+        for crop, (photo, draw) in zip(crops, self.drawn(index), strict=True):
+            crop[...] = self._cut(self.photos[photo].numpy(), draw)
         return torch.from_numpy(crops)
 
-    def _cut(self, photo: Pixels, down: float, right: float, mirror: float, turn: float) -> Pixels:
-        """A view of the photograph; the four numbers are uniform in [0, 1)."""
-        top = int(down * (photo.shape[1] - self.size + 1))
-        left = int(right * (photo.shape[2] - self.size + 1))
+    def _cut(self, photo: Pixels, draw: Draw) -> Pixels:
+        """A view of the photograph."""
+        top, left, mirrored, turns = self.window(photo.shape[1], photo.shape[2], draw)
         crop = photo[:, top : top + self.size, left : left + self.size]
-        if self.flips and mirror < 0.5:
+        if mirrored:
             crop = crop[:, :, ::-1]
-        return np.rot90(crop, int(4 * turn), axes=(1, 2)) if self.rotations else crop
+        return np.rot90(crop, turns, axes=(1, 2))
 
 
-def images(crops: Crops, positions: range, workers: int, device: torch.device) -> Iterator[Image]:
-    """The items at these positions as Images on a device, cut by so many processes ahead of their use; 0 is none."""
+class CropsThere:
+    """The items of ``crops``, cut on a device that holds all the pictures: uint8 [rows, 3, size, size] there.
+
+    The pictures lie in one tensor, each as [H, W, 3]; a crop is a lattice of addresses in it, told by four numbers.
+    """
+
+    def __init__(self, crops: Crops, device: torch.device) -> None:
+        self.crops = crops
+        pictures = [crops.photos[number].permute(1, 2, 0) for number in range(len(crops.photos))]
+        self.sizes = [(picture.shape[0], picture.shape[1]) for picture in pictures]
+        self.first = [0, *accumulate(picture.numel() for picture in pictures)]
+        self.pixels = torch.empty(self.first[-1], dtype=torch.uint8, device=device)
+        for picture, first, end in zip(pictures, self.first, self.first[1:], strict=False):
+            self.pixels[first:end].view(picture.shape).copy_(picture)
+        self.channels = torch.arange(3, device=device).view(3, 1, 1)
+        self.across = torch.arange(crops.size, device=device)
+
+    def __getitem__(self, index: int) -> Tensor:
+        corners = torch.tensor([self._corner(photo, draw) for photo, draw in self.crops.drawn(index)])
+        first, down, right = sent(corners, self.pixels.device).view(-1, 3, 1, 1, 1).unbind(1)
+        rows = (first + self.channels).addcmul(down, self.across.view(-1, 1))
+        return self.pixels.take(rows.addcmul(right, self.across))
+
+    def _corner(self, photo: int, draw: Draw) -> tuple[int, int, int]:
+        """Of a crop the address of its first pixel, and the way to the one below and to the one on its right."""
+        height, width = self.sizes[photo]
+        top, left, mirrored, turns = self.crops.window(height, width, draw)
+        last = self.crops.size - 1
+        first, down, right = self.first[photo] + 3 * (top * width + left), 3 * width, 3
+        if mirrored:
+            first, right = first + last * right, -right
+        for _ in range(turns):
+            first, down, right = first + last * right, -right, down
+        return first, down, right
+
+
+def images(crops: Crops, positions: range, workers: int | None, device: torch.device) -> Iterator[Image]:
+    """The items at these positions as Images on a device, cut by so many processes ahead of their use; 0 is none.
+
+    By default a CUDA device that has room for the pictures cuts by itself; so do pictures in memory in this process,
+    and for others there are as many processes as cores, up to 8.
+    """
+    if workers is None and device.type == "cuda" and _has_room(device, crops.photos):
+        there = CropsThere(crops, device)
+        yield from map(to_image, map(there.__getitem__, positions))
+        return
+    if workers is None:
+        workers = 0 if crops.photos.in_memory else own_cores(most=8)
     for pixels in _read(crops, positions, workers):
-        # The 8-bit pixels travel, a quarter of the bytes; pinned, their copy does not wait for the device.
-        sent = pixels.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else pixels.to(device)
-        yield to_image(sent)
+        yield to_image(sent(pixels, device))  # the 8-bit pixels travel, a quarter of the bytes
+
+
+def _has_room(device: torch.device, photos: Pictures) -> bool:
+    """Whether the pictures, if they are in memory, fit into what is free on a device."""
+    return photos.in_memory and sum(photos[n].numel() for n in range(len(photos))) <= _SHARE * free_bytes(device)
+
+
+def own_cores(most: int) -> int:
+    """How many cores this process has for itself, of its machine's that share the run."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(most, found // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def sent(numbers: Tensor, device: torch.device) -> Tensor:
+    """Numbers of the host on a device; pinned, their copy does not wait for it."""
+    return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers.to(device)
 
 
 def _read(crops: Crops, positions: range, workers: int) -> Iterator[Tensor]:

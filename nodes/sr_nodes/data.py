@@ -16,8 +16,8 @@ from sr_nodes.pictures import (
     UnreadablePicture,
     decoded_bytes,
     find_pictures,
-    read_picture,
     read_pictures,
+    read_pixels,
 )
 from sr_nodes.types import Image
 from sr_pipeline.node import node
@@ -56,7 +56,7 @@ class Photos(Sequence[Tensor]):
         if isinstance(index, slice):
             pixels = self.pixels and self.pixels[index]
             return Photos(self.folder, self.names[index], self.sizes[index], pixels)
-        return self.pixels[index] if self.pixels is not None else read_picture(self.folder / self.names[index])
+        return self.pixels[index] if self.pixels is not None else read_pixels(self.folder / self.names[index])
 
 
 @node(category="data")
@@ -72,7 +72,7 @@ def photographs(
     Args:
         folder: a folder of pictures; sr_nodes:NAME is one that travels with the pack.
         memory_gb: the photographs are kept in memory if they need at most this many GB (1e9 bytes), at 3 bytes a
-            pixel; otherwise each is read again at each use, which is what the workers of random_crops are for.
+            pixel; otherwise each is read again at each use, by the workers of random_crops.
 
     Raises:
         ValueError: there is no such folder, it holds no picture, or none of them can be read.
@@ -110,7 +110,7 @@ def random_crops(
     steps: Annotated[int, Field(ge=1)] = 1_000_000,
     flips: bool = True,
     rotations: bool = True,
-    workers: Annotated[int, Field(ge=0)] = 0,
+    workers: Annotated[int | None, Field(ge=0)] = None,
     start: Start = 0,
     seed: Seed = UNSEEDED,
     device: Device = CPU,
@@ -133,7 +133,9 @@ def random_crops(
         steps: the length of the stream, which is the length of the whole run.
         flips: mirror each crop left to right with probability 1/2.
         rotations: turn each crop by 0, 90, 180 or 270 degrees, with probability 1/4 each.
-        workers: processes that cut ahead; 0 cuts in this one. Worth it for photographs that are not in memory.
+        workers: processes that cut ahead; 0 cuts in this one. Without it, photographs in memory are copied to a CUDA
+            device that has room for them and cut there, or else cut in this process; for others there is a process for
+            each core, up to 8.
 
     Raises:
         ValueError: a photograph is smaller than a crop, or the batch does not divide by the processes.

@@ -17,6 +17,7 @@ from sr_nodes.memory import bytes_per_pixel
 from sr_nodes.modules import CPU
 from sr_nodes.receptive import Field, receptive_field
 from sr_nodes.types import Generator
+from sr_pipeline.precision import is_fast_in_bf16
 
 Precision = Literal["auto", "fp32", "bf16"]
 EXACT = 64
@@ -82,17 +83,6 @@ def prepared(generator: Generator, precision: Precision = "fp32", device: torch.
         generator = generator.original[0]
     device = device or next((p.device for p in generator.parameters()), CPU)
     return Prepared(generator, precision, device)
-
-
-def is_fast_in_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies matrices in bfloat16: CUDA 8.0 and later, and CPUs with AMX.
-
-    With AMX, SRResNet is 2 to 4 times as fast as in fp32. A CPU that has AVX512-BF16 alone takes 1.2 to 2 times as
-    long, and one without either 4 times.
-    """
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def _decided(precision: Precision, device: torch.device) -> Literal["fp32", "bf16"]:

@@ -83,6 +83,11 @@ def read_picture(path: Path) -> Tensor:
         UnreadablePicture: it is missing, empty, a folder, not a picture, truncated, damaged, too large, or holds
             numbers that have no white (floating point, 32 bits).
     """
+    return read_pixels(path).contiguous()
+
+
+def read_pixels(path: Path) -> Tensor:
+    """As ``read_picture``, but in memory [H, W, 3], as it was decoded: to turn that round takes as long again."""
     with quiet():
         return _decode(path)
 
@@ -90,7 +95,10 @@ def read_picture(path: Path) -> Tensor:
 def read_pictures(
     paths: Sequence[Path], use: Callable[[Tensor], T], progress: Callable[[int, int], None]
 ) -> list[T | UnreadablePicture]:
-    """``use`` of each picture, in the order of ``paths``, read by threads; an unreadable one's error in its place."""
+    """``use`` of each picture, in the order of ``paths``, read by threads; an unreadable one's error in its place.
+
+    Pictures are as ``read_pixels`` gives them.
+    """
 
     def attempt(path: Path) -> T | UnreadablePicture:
         try:
@@ -119,7 +127,7 @@ def _decode(path: Path) -> Tensor:
     with readable(path), PIL.Image.open(path, formats=READ) as picture:
         picture.load()
         array = as_rgb(ImageOps.exif_transpose(picture))
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(array).permute(2, 0, 1)
 
 
 @contextmanager

@@ -41,6 +41,7 @@ class Shards:
     """[pictures, 3]: where each begins in its file, its length, both in bytes, and its shorter side in pixels."""
     first: Index
     """[files + 1]: the number of each file's first picture, and that of all pictures."""
+    in_memory = False
 
     def __len__(self) -> int:
         return len(self.index)
@@ -58,7 +59,7 @@ class Shards:
         except UnreadablePicture as error:
             reason = str(error).removeprefix(f"{file}: ")
             raise UnreadablePicture(f"{self.name(number)}: {reason}") from error
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+        return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def _file(self, number: int) -> Path:
         return self.files[int(np.searchsorted(self.first, number, side="right")) - 1]
@@ -141,7 +142,7 @@ def shard_crops(
     buffer: Annotated[int, Field(ge=1)] = 4096,
     flips: bool = True,
     rotations: bool = True,
-    workers: Annotated[int, Field(ge=0)] = 0,
+    workers: Annotated[int | None, Field(ge=0)] = None,
     start: Start = 0,
     seed: Seed = UNSEEDED,
     device: Device = CPU,
@@ -168,7 +169,8 @@ def shard_crops(
         buffer: pictures that are shuffled together; best several times as many as a shard holds.
         flips: mirror each crop left to right with probability 1/2.
         rotations: turn each crop by 0, 90, 180 or 270 degrees, with probability 1/4 each.
-        workers: processes that read and cut ahead; 0 does it in this one.
+        workers: processes that read and cut ahead; 0 does it in this one. Without it there is one for each core, up
+            to 8.
 
     Raises:
         ValueError: a picture is smaller than a crop or damaged, or the batch does not divide by the processes.

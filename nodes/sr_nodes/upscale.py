@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from sr_nodes.inference import Precision, Prepared, is_fast_in_bf16, prepared
+from sr_nodes.inference import Precision, Prepared, prepared
 from sr_nodes.modules import CPU
 from sr_nodes.picture_encoding import by_rows, encode, fitted
 from sr_nodes.picture_files import WRITTEN, Picture, read_whole
@@ -23,6 +23,7 @@ from sr_nodes.upscalers import BEST, find
 from sr_pipeline.graph import Graph
 from sr_pipeline.node import node
 from sr_pipeline.paths import inside, resolve
+from sr_pipeline.precision import is_fast_in_bf16
 from sr_pipeline.sockets import SILENT, Device, InputPath, OutputName, Report, Reporter, RunDir
 
 Tile = Annotated[int, Field(ge=1)] | Literal["auto"] | None

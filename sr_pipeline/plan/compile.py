@@ -62,6 +62,11 @@ class Plan:
     def ops(self) -> tuple[Op, ...]:
         return self.setup + self.steps + self.finish
 
+    @property
+    def trains(self) -> bool:
+        """Whether a step runs a backward pass."""
+        return any(op.type.backward is not None for op in self.steps)
+
 
 def compile_plan(graph: Graph, registry: Registry, only: str | None = None) -> Plan:
     """Check a graph and plan its run: all of it, or up to the node ``only``.

@@ -38,7 +38,7 @@ def parts(plan: Plan) -> Parts:
         CaptureError: nothing in the step trains, or a node stands in the way.
     """
     ops = {op.node: op for op in plan.steps if op.type.kind != "stream"}
-    if not any(op.type.backward for op in ops.values()):
+    if not plan.trains:
         raise CaptureError("--capture", "no node of a step trains anything", EAGER)
     wires = plan.wiring.dag.subgraph(ops)
     trains = [n for n, op in ops.items() if op.grad or op.training or op.type.mutations]

@@ -8,6 +8,7 @@ import os
 import pickle
 import signal
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import PIL.Image
@@ -17,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from sr_nodes.crops import Crops, CropsThere
 from sr_nodes.data import Photos, photographs, random_crops
 from sr_nodes.pictures import UnreadablePicture, write_png
 from sr_pipeline.sockets import Reporter, SeedSource
@@ -239,6 +241,52 @@ def test_a_batch_depends_on_seed_and_position_alone(tmp_path: Path) -> None:
         assert all(torch.equal(a, b) for a, b in zip(found, expected[start:], strict=True))
     for other in (SeedSource(8, "crops"), SeedSource(7, "crops2")):
         assert not torch.equal(next(random_crops(photographs(folder), 32, 6, seed=other)), expected[0])
+
+
+@given(
+    st.lists(st.tuples(st.integers(8, 40), st.integers(8, 40)), min_size=1, max_size=4),
+    st.integers(1, 8),
+    st.integers(1, 9),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+)
+def test_what_a_device_cuts_from_its_own_copy_is_what_the_host_cuts(
+    sizes: list[tuple[int, int]], size: int, batch: int, flips: bool, rotations: bool, planes: bool
+) -> None:
+    """To the bit; with pictures as decoders give them, [H, W, 3] in memory, and as [3, H, W]."""
+    photos = held(*sizes)
+    if not planes:
+        photos = replace(photos, pixels=tuple(p.permute(1, 2, 0).contiguous().permute(2, 0, 1) for p in photos))
+    crops = Crops(photos, size, batch, range(batch // 2, batch), flips, rotations, SeedSource(3, "crops"))
+    there = CropsThere(crops, torch.device("cpu"))
+    assert all(torch.equal(there[index], crops[index]) for index in range(4))
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_a_cuda_device_cuts_where_it_has_room(room: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless somebody said who cuts."""
+    cut: list[str] = []
+
+    class There:
+        def __init__(self, crops: Crops, device: torch.device) -> None:
+            self.crops = crops
+
+        def __getitem__(self, index: int) -> Tensor:
+            cut.append("there")
+            return self.crops[index]
+
+    def travelled(pixels: Tensor, device: torch.device) -> Tensor:
+        cut.append("here")
+        return pixels
+
+    monkeypatch.setattr("sr_nodes.crops.free_bytes", lambda device: 4 * 3 * 20 * 20 - (not room))
+    monkeypatch.setattr("sr_nodes.crops.CropsThere", There)
+    monkeypatch.setattr("sr_nodes.crops.sent", travelled)
+    for workers, wanted in ((None, "there" if room else "here"), (0, "here"), (1, "here")):
+        next(random_crops(held((20, 20)), size=16, batch=2, workers=workers, device=torch.device("cuda")))
+        assert cut.pop() == wanted
+        assert cut == []
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sr_nodes.generators import generate
-from sr_nodes.inference import Prepared, _is_narrow, _Widened, folded, is_fast_in_bf16, prepared
+from sr_nodes.inference import Prepared, _is_narrow, _Widened, folded, prepared
 from sr_nodes.pictures import read_picture, to_uint8
 from sr_nodes.rrdbnet import rrdbnet
 from sr_nodes.srresnet import msrresnet, srresnet
@@ -174,7 +174,6 @@ def test_what_is_ready_is_not_made_again() -> None:
 def test_auto_is_what_the_device_has_units_for(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """AVX512-BF16 alone is not enough: with it, convolutions are slower than in fp32."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx, "avx512_bf16": True})
-    assert is_fast_in_bf16(CPU) is amx
     assert prepared(srresnet(blocks=1, channels=4), "auto").precision == ("bf16" if amx else "fp32")
 
 

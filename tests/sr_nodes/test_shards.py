@@ -193,7 +193,7 @@ def test_what_is_announced_is_what_is_read_in_the_next_block(tmp_path: Path) -> 
     shards = Announced(made.files, made.index, made.first)
     for rank in range(3):
         said.clear()
-        stream = shard_crops(shards, 8, 6, 11, buffer=9, seed=SEED, world=World(rank, 3))
+        stream = shard_crops(shards, 8, 6, 11, buffer=9, workers=0, seed=SEED, world=World(rank, 3))
         read = [n for part in stream for n in numbers(part)]
         places = [divmod(p, 31) for p in range(66) if p % 6 // 2 == rank]
         assert len(read) == len(places)

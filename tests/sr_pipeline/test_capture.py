@@ -504,7 +504,7 @@ def test_srgan_captured_is_srgan_bit_for_bit(
     assert made.counts == [(1, 6 - WARM_UP)]
     assert len(found[2]) == 2
     assert found == wanted
-    assert warnings_of(heard) == []
+    assert not any("not captured" in text for text in warnings_of(heard))
 
 
 # what is chosen

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 import toys
 from sr_pipeline.errors import UsageError
+from sr_pipeline.events import Warned
 from sr_pipeline.node import node
-from sr_pipeline.precision import Mode, as_float32, chosen_mode
+from sr_pipeline.precision import Mode, as_float32, chosen_mode, is_fast_in_bf16
 from sr_pipeline.registry import Registry
 from sr_pipeline.run import run
 from sr_pipeline.sockets import SILENT, Report
@@ -104,10 +105,23 @@ def test_an_unknown_name_is_refused(options: tuple[str, str]) -> None:
         chosen_mode(*options, CPU)
 
 
-def test_auto_is_a_mode_of_this_device() -> None:
-    mode = chosen_mode("auto", "auto", CPU)
-    assert mode.memory_format == "channels_last"
-    assert mode.precision == ("bf16" if torch.cpu.get_capabilities().get("amx_bf16") else "fp32")
+@pytest.mark.parametrize("amx", [True, False])
+def test_auto_is_what_the_device_has_units_for(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AVX512-BF16 alone is not enough: with it, convolutions are slower than in fp32."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx, "avx512_bf16": True})
+    assert is_fast_in_bf16(CPU) is amx
+    assert chosen_mode("auto", "auto", CPU) == Mode("bf16" if amx else "fp32", "channels_last")
+
+
+@pytest.mark.parametrize("amx", [True, False])
+def test_numbers_that_the_device_is_slow_in_are_warned_of(
+    amx: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+    for precision, warned in (("auto", False), ("bf16", not amx)):
+        heard = Heard()
+        toys.run_of(TWICE, tmp_path / precision, precision=precision, sinks=[heard])
+        assert ("no units for bf16" in str([event for event in heard if isinstance(event, Warned)])) is warned
 
 
 def test_products_are_tf32_inside_on_a_gpu_alone_and_as_before_after() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import sys
 import time
 from pathlib import Path
 
@@ -85,11 +87,19 @@ def agreements(world: World) -> list[int]:
     return told
 
 
+def schedules() -> set[int]:
+    """Of gloo's threads that listen."""
+    tasks = [task for task in Path("/proc/self/task").glob("*") if (task / "comm").read_text() == "gloo_tcp_loop\n"]
+    return {os.sched_getscheduler(int(task.name)) for task in tasks}
+
+
 def process(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=SIZE)
+    launch.calm_gloo()
     world = World(rank, SIZE)
     found = {
+        "schedules": schedules(),
         "gradients": gradients(world),
         "agreements": agreements(world),
         "mean": world.mean(torch.tensor([rank, 4.0])).tolist(),
@@ -115,6 +125,7 @@ def test_processes_agree_and_average(tmp_path: Path) -> None:
     assert one["all"] == [0, 1]
     assert two["all"] == []
     del one["all"], two["all"]
+    assert one["schedules"] == ({os.SCHED_BATCH} if sys.platform == "linux" else set())
     assert one == two
     assert one["gradients"] == [(1.5, None), (1.5, 15), (1.5, 10), (1.5, None)]
     assert one["mean"] == [0.5, 4]
