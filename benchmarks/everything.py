@@ -26,6 +26,7 @@ PARTS: dict[str, list[str]] = {
     "overhead": ["overhead.py"],
     "step-srgan": ["step.py", "--network", "srgan", "--name", "step-srgan"],
     "step-srresnet": ["step.py", "--network", "srresnet", "--name", "step-srresnet"],
+    "levers": ["levers.py"],
     "data": ["data.py"],
     "inference": ["inference.py", "--rounds", "3"],
     "overlap": ["overlap.py", "--pictures", "6"],

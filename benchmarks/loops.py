@@ -24,6 +24,7 @@ from sr_nodes.features import vgg19, vgg_loss
 from sr_nodes.losses import adversarial_loss, discriminator_loss, mse_loss
 from sr_nodes.optim import adam
 from sr_nodes.srresnet import srresnet
+from sr_nodes.types import FeatureNet
 from sr_pipeline.precision import Mode
 from sr_pipeline.sockets import SeedSource
 
@@ -52,14 +53,29 @@ def networks(size: Size, device: torch.device, gan: bool) -> tuple[nn.Module, nn
     return g.train(), d.train()
 
 
-def straight(size: Size, mode: Mode, device: torch.device, gan: bool) -> Step:
+@dataclass(frozen=True)
+class Habits:
+    """What a careful loop does; levers.py measures each by leaving it out."""
+
+    fused_adam: bool = True
+    freeze_vgg: bool = True
+    freeze_d: bool = True
+    """In the generator's turn."""
+    vgg_in_one_batch: bool = False
+    """HR's pass with SR's, so that it has an autograd graph too."""
+
+
+def straight(size: Size, mode: Mode, device: torch.device, gan: bool, habits: Habits | None = None) -> Step:
     """(a) What a careful user of torch writes: VGG frozen and its features of HR without a graph, the discriminator's
     weights frozen in G's turn, the same optimizer as ours, autocast in bf16, channels_last, and no loss read."""
+    habits = habits or Habits()
     g, d = networks(size, device, gan)
-    vgg = vgg19(device=device) if gan else nn.Module()
+    vgg = vgg19(device=device).requires_grad_(not habits.freeze_vgg) if gan else nn.Module()
+    content = _in_one_batch if habits.vgg_in_one_batch else vgg_loss
     mode.lay_out([g, d, vgg])
-    g_adam = adam(g)
-    d_adam = adam(d) if gan else g_adam
+    made = adam if habits.fused_adam else lambda model: torch.optim.Adam(model.parameters(), 1e-4)
+    g_adam = made(g)
+    d_adam = made(d) if gan else g_adam
 
     def srresnet_step(hr: Tensor) -> None:
         with mode.products(device), mode.autocast(device):
@@ -76,15 +92,22 @@ def straight(size: Size, mode: Mode, device: torch.device, gan: bool) -> Step:
             d_adam.zero_grad(set_to_none=True)
             d_loss.backward()  # type: ignore[no-untyped-call]
             d_adam.step()
-            d.requires_grad_(False)
+            d.requires_grad_(not habits.freeze_d)
             with mode.autocast(device):
-                g_loss = vgg_loss(vgg, sr, hr) + 1e-3 * adversarial_loss(d(sr))  # type: ignore[arg-type]
+                g_loss = content(vgg, sr, hr) + 1e-3 * adversarial_loss(d(sr))  # type: ignore[arg-type]
             g_adam.zero_grad(set_to_none=True)
             g_loss.backward()  # type: ignore[no-untyped-call]
             g_adam.step()
             d.requires_grad_(True)
 
     return srgan_step if gan else srresnet_step
+
+
+def _in_one_batch(vgg: FeatureNet, sr: Tensor, hr: Tensor) -> Tensor:
+    """``vgg_loss`` of one pass."""
+    found, wanted = vgg(torch.cat([sr, hr])).chunk(2)
+    loss: Tensor = found.shape[1] / 12.75**2 * F.mse_loss(found, wanted.detach())
+    return loss
 
 
 def tutorial(size: Size, device: torch.device, gan: bool) -> Step:

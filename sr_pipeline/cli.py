@@ -68,7 +68,7 @@ def run(
     memory_format: Annotated[str, typer.Option(help="contiguous, channels_last or auto.")] = "auto",
     capture: Annotated[
         str, typer.Option(help="Of a step: off, graph (one CUDA graph, replayed), compile (the networks) or auto.")
-    ] = "off",
+    ] = "auto",
     deterministic: Annotated[
         bool, typer.Option("--deterministic/--no-deterministic", help="The same bits each time on this machine.")
     ] = False,

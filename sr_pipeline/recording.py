@@ -7,6 +7,7 @@ previews, validation. What the recorded part reads of a step lies in tensors tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -26,6 +27,10 @@ from sr_pipeline.plan.parts import EAGER, Parts, read
 T = TypeVar("T")
 WARM_UP = 3
 """Steps before the recording, which count as any: torch chooses its kernels, and optimizers make what they keep."""
+LOSS_BOUND, CHANGE_BOUND = 0.01, 0.25
+"""What the first replay may differ by from the same step node by node: of a loss, and of the length of what the step
+changed in an object. Kernels that add in another order each time stay far below; stale input or a lost update does not.
+"""
 
 
 class Recording(Protocol):
@@ -39,6 +44,9 @@ class Recording(Protocol):
 
     def replay(self) -> None:
         """Do the work that was recorded last."""
+
+    def clear(self) -> None:
+        """Keep no work, nor the memory that it has."""
 
 
 class CudaGraph:
@@ -56,7 +64,7 @@ class CudaGraph:
         main.wait_stream(self.side)
 
     def record(self, work: Callable[[], T]) -> T:
-        self.graph = None  # the one before, with its memory
+        self.clear()
         main, graph = torch.cuda.current_stream(self.device), torch.cuda.CUDAGraph()
         try:
             # Of this thread's calls alone: the one that writes checkpoints may use the device meanwhile.
@@ -73,6 +81,9 @@ class CudaGraph:
     def replay(self) -> None:
         assert self.graph is not None
         self.graph.replay()
+
+    def clear(self) -> None:
+        self.graph = None
 
 
 class RecordedStep:
@@ -149,8 +160,10 @@ class RecordedStep:
         try:
             if self.warm < WARM_UP:
                 self._warm_up(step, last)
-            elif self.kept is None and not self._record(step, last):
-                return False
+            elif self.kept is None:
+                if not self._record(step, last):
+                    return False
+                self._prove(step, last)
             else:
                 self._replay(step, last)
         finally:
@@ -160,11 +173,14 @@ class RecordedStep:
                 group[name] = given[slot]
         return True
 
-    def _warm_up(self, step: int, last: bool) -> None:
+    def _one_by_one(self, step: int, last: bool) -> None:
         try:
             self.recording.warm_up(partial(self.executor.run_due, self.recorded, step, last))
         finally:
             self._note_options()
+
+    def _warm_up(self, step: int, last: bool) -> None:
+        self._one_by_one(step, last)
         self.warm += 1
         if self.warm < WARM_UP - 1:
             return
@@ -200,14 +216,42 @@ class RecordedStep:
             torch.clear_autocast_cache()  # of weights that were rounded in the recording, so not at all
         return True
 
-    def _replay(self, step: int, last: bool) -> None:
-        executor = self.executor
-        executor.begun += self.recorded
+    def _prove(self, step: int, last: bool) -> None:
+        """Do the step as it was recorded, take that back, do it node by node, and compare: only a recording that does
+        what the nodes do is used. What remains is what the nodes did."""
+        tensors = {name: [leaf for leaf in found if isinstance(leaf, Tensor)] for name, found in self.places.items()}
+        was = _on_host(tensors)
+        self._run_recording(step)
+        replayed, losses = _on_host(tensors), self._losses(self.kept or {})
+        for name, found in tensors.items():
+            for tensor, before in zip(found, was[name], strict=True):
+                tensor.copy_(before)
+        self._one_by_one(step, last)
+        error = _difference(losses, self._losses(dict(enumerate(self.executor.values))))
+        if error > LOSS_BOUND:
+            self._give_up(CaptureError("--capture graph", f"its loss differs by {error:.1%} from its nodes'", EAGER))
+        for name, after in _on_host(tensors).items():
+            error = _distance(replayed[name], after) / max(_distance(after, was[name]), 1e-30)
+            if error > CHANGE_BOUND and self.possible:
+                where = self.executor.plan.wiring.where(name.partition(".")[0])
+                what = f"the recorded step changes it otherwise than its nodes do, by {error:.0%} of the change"
+                self._give_up(CaptureError(where, what, EAGER))
+
+    def _losses(self, values: dict[int, Any]) -> list[float]:
+        """What the recorded part's backward passes begin with, of some values by slot."""
+        return [float(values[slot]) for slot in self.parts.losses]
+
+    def _run_recording(self, step: int) -> None:
         try:
             self.recording.replay()
         except RuntimeError as error:
             fix = "--capture off runs the nodes one by one, and names the one that fails"
             raise NodeRunError("--capture graph", f"the step failed at step {step + 1}: {error}", fix) from error
+
+    def _replay(self, step: int, last: bool) -> None:
+        executor = self.executor
+        executor.begun += self.recorded
+        self._run_recording(step)
         assert self.kept is not None
         for slot, value in self.kept.items():
             executor.values[slot] = value
@@ -220,6 +264,7 @@ class RecordedStep:
 
     def _give_up(self, error: BaseException) -> None:
         self.possible, self.buffers, self.kept = False, {}, None
+        self.recording.clear()
         if not isinstance(error, PipelineError):
             error = CaptureError("--capture graph", f"the step cannot be recorded: {error}", EAGER)
         self._tell(error)
@@ -249,6 +294,21 @@ def _same(one: list[Any], other: list[Any]) -> bool:
         a.data_ptr() == b.data_ptr() if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b or a == b
         for a, b in zip(one, other, strict=True)
     )
+
+
+def _on_host(tensors: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
+    """Copies, which take no memory of the device."""
+    return {name: [tensor.to("cpu", copy=True) for tensor in found] for name, found in tensors.items()}
+
+
+def _distance(one: list[Tensor], other: list[Tensor]) -> float:
+    """The length of the difference of all numbers."""
+    return math.hypot(*(float((a.double() - b.double()).norm()) for a, b in zip(one, other, strict=True)))
+
+
+def _difference(found: list[float], wanted: list[float]) -> float:
+    """The largest, as a share of what is wanted."""
+    return max((abs(a - b) / max(abs(b), 1e-30) for a, b in zip(found, wanted, strict=True)), default=0.0)
 
 
 @contextmanager

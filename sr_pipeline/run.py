@@ -37,7 +37,7 @@ def run(
     device: str = "auto",
     precision: str = "fp32",
     memory_format: str = "auto",
-    capture: str = "off",
+    capture: str = "auto",
     deterministic: bool = False,
     threads: int | None = None,
     seed: int | None = None,

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from sr_pipeline.folder import RunFolder, Settings, record_of, write_record
 from sr_pipeline.plan import Plan
 from sr_pipeline.resume import restore
 from sr_pipeline.saver import Best, Saver
+from sr_pipeline.sinks import add_line
 from sr_pipeline.watch import OnNan, Watch
 from sr_pipeline.world import Agreement, World
 
@@ -257,9 +258,14 @@ class Runner:
                 self.tell_saved(self.saver.wait())
         if isinstance(error, PipelineError):
             newest = latest(self.folder.checkpoints)
-            with suppress(RunFolderError):
-                step = step_of(newest) if newest is not None else None
-                self.channel.emit(Failed(error.faults[0].where, str(error), step))
+            step = step_of(newest) if newest is not None else None
+            failed = Failed(error.faults[0].where, str(error), step)
+            with suppress(RunFolderError, OSError):
+                if self.world.leads:
+                    self.channel.emit(failed)
+                else:  # the first process is ended before it could be told
+                    where = f"process {self.world.rank + 1}: {failed.where}"
+                    add_line(self.folder.events, replace(failed, where=where))
 
     def record(self) -> None:
         if not self.world.leads:

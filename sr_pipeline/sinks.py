@@ -69,7 +69,7 @@ class JsonLines(FileSink):
     def text_of(self, event: Event) -> str:
         if isinstance(event, (Progress, NodeProgress)):
             return ""
-        return json.dumps({**event.to_dict(), "time": round(time.time(), 3)}) + "\n"
+        return json_line(event)
 
     def entries(self, text: str) -> Iterator[tuple[str, Scalar | ImageWritten | None]]:
         for line in text.splitlines(keepends=True):
@@ -83,6 +83,21 @@ class JsonLines(FileSink):
             return ImageWritten(told["step"], told["node"], told["path"]) if told["type"] == "image" else None
         except (ValueError, TypeError, KeyError):  # of another hand
             return None
+
+
+def json_line(event: Event) -> str:
+    """How events.jsonl tells an event."""
+    return json.dumps({**event.to_dict(), "time": round(time.time(), 3)}) + "\n"
+
+
+def add_line(path: Path, event: Event) -> None:
+    """Add an event to the events.jsonl that another process keeps; in one piece, so that it mixes with no other line.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with path.open("ab", buffering=0) as file:
+        file.write(json_line(event).encode())
 
 
 class MetricsCsv(FileSink):

@@ -97,6 +97,16 @@ class World:
         dist.gather_object(value, found)
         return found or []
 
+    def each(self, value: T) -> list[T]:
+        """The value of each process, in all of them."""
+        if self.alone:
+            return [value]
+        import torch.distributed as dist
+
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
     def backward(self, loss: Tensor, parameters: Sequence[Tensor], retain_graph: bool = False) -> None:
         """Add to ``parameters`` the gradients of the mean of the processes' losses.
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
+import levers
 import loops
 import measure
 import step
@@ -65,6 +66,24 @@ def test_the_straight_loop_gives_the_engines_weights(built: list[nn.Module], mod
     ours, theirs = moved(mode, gan, built)
     assert theirs.abs().max() > 1e-5
     assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", [name for name in levers.CHANGES if name != levers.BASE])
+def test_a_lever_changes_the_time_and_not_the_training(name: str, built: list[nn.Module]) -> None:
+    """But for rounding: a weight whose gradient is nothing else moves by it."""
+
+    def weights() -> Tensor:
+        return torch.cat([p.detach().flatten() for network in built for p in network.parameters()])
+
+    moves = []
+    for mode, habits in (levers.CHANGES[name], levers.CHANGES[levers.BASE]):
+        built.clear()
+        one_step = loops.straight(SMALL, mode, CPU, True, habits)
+        before = weights()
+        for hr in batches():
+            one_step(hr)
+        moves.append(weights() - before)
+    assert (moves[0] - moves[1]).norm() < 0.01 * moves[1].norm()
 
 
 def test_the_tutorials_loop_trains_both_networks(built: list[nn.Module]) -> None:

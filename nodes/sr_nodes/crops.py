@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import accumulate
 from typing import Any, NamedTuple, Protocol
 
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from sr_nodes.memory import free_bytes
 from sr_nodes.pictures import to_image
 from sr_nodes.types import Image
-from sr_pipeline.sockets import SeedSource
+from sr_pipeline.sockets import SeedSource, World
 
 UNSEEDED = SeedSource()
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -135,6 +136,17 @@ class CropsThere:
         for _ in range(turns):
             first, down, right = first + last * right, -right, down
         return first, down, right
+
+
+def check_alike(world: World, number: int, described: bytes) -> None:
+    """Raise a ValueError where a process has other pictures than the first: each takes its rows of one list."""
+    found = world.each((number, sha256(described).digest()))
+    other = next((rank for rank, theirs in enumerate(found) if theirs != found[0]), None)
+    if other is not None:
+        raise ValueError(
+            f"process {other + 1} found {found[other][0]} pictures, and the first process {found[0][0]}, not the same; "
+            "give all processes the same files under the same names"
+        )
 
 
 def images(crops: Crops, positions: range, workers: int | None, device: torch.device) -> Iterator[Image]:

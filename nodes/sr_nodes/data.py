@@ -10,7 +10,7 @@ from typing import Annotated, overload
 from pydantic import Field
 from torch import Tensor
 
-from sr_nodes.crops import UNSEEDED, Crops, images
+from sr_nodes.crops import UNSEEDED, Crops, check_alike, images
 from sr_nodes.modules import CPU
 from sr_nodes.pictures import (
     UnreadablePicture,
@@ -64,6 +64,7 @@ def photographs(
     folder: InputPath = "sr_nodes:samples/train",
     memory_gb: Annotated[float, Field(gt=0)] = 8.0,
     report: Report = SILENT,
+    world: World = ALONE,
 ) -> Photos:
     """The photographs of a folder and of the folders in it, in the order of their names.
 
@@ -75,7 +76,8 @@ def photographs(
             pixel; otherwise each is read again at each use, by the workers of random_crops.
 
     Raises:
-        ValueError: there is no such folder, it holds no picture, or none of them can be read.
+        ValueError: there is no such folder, it holds no picture, or none of them can be read; or processes that share
+            the run found different ones.
     """
     root = resolve(folder)
     paths = find_pictures(root)
@@ -99,7 +101,9 @@ def photographs(
     for error in bad:
         report.warning(f"left out: {error}")
     pixels = tuple(pixels for _, pixels in good if pixels is not None)
-    return Photos(root, tuple(names), tuple(size for size, _ in good), pixels if keep else None)
+    photos = Photos(root, tuple(names), tuple(size for size, _ in good), pixels if keep else None)
+    check_alike(world, len(photos), repr((photos.names, photos.sizes)).encode())
+    return photos
 
 
 @node(category="data")

@@ -18,7 +18,7 @@ from PIL import ImageOps
 from pydantic import Field
 from torch import Tensor
 
-from sr_nodes.crops import UNSEEDED, Crops, images
+from sr_nodes.crops import UNSEEDED, Crops, check_alike, images
 from sr_nodes.modules import CPU
 from sr_nodes.pictures import READ, UnreadablePicture, as_rgb, quiet, readable
 from sr_nodes.shard_files import LIST, Index, index_path, member_name, saved_index, scanned
@@ -82,7 +82,7 @@ class Shards:
 
 
 @node(category="data")
-def open_shards(folder: InputPath, report: Report = SILENT) -> Shards:
+def open_shards(folder: InputPath, report: Report = SILENT, world: World = ALONE) -> Shards:
     """The pictures in the tar shards of a folder, by the indices that ``sr-pipeline shards`` writes beside them.
 
     Shards of others in webdataset's format are read too: each file in them with a picture's suffix is one picture.
@@ -94,7 +94,7 @@ def open_shards(folder: InputPath, report: Report = SILENT) -> Shards:
 
     Raises:
         ValueError: there is no such folder, no shard or no picture in it, a shard is missing, truncated or no tar
-            file, or the job that makes them has not ended.
+            file, or the job that makes them has not ended; or processes that share the run found different ones.
     """
     root = resolve(folder)
     files = _found(root)
@@ -105,7 +105,9 @@ def open_shards(folder: InputPath, report: Report = SILENT) -> Shards:
     if not sum(map(len, indices)):
         raise ValueError(f"the shards in {str(root)!r} hold no picture")
     first = np.cumsum([0, *map(len, indices)])
-    return Shards(tuple(files), np.concatenate(indices), first)
+    shards = Shards(tuple(files), np.concatenate(indices), first)
+    check_alike(world, len(shards), repr([file.name for file in files]).encode() + shards.index.tobytes())
+    return shards
 
 
 def _found(root: Path) -> list[Path]:

@@ -27,6 +27,8 @@ class Parts:
     """What the recorded part reads of the stream and of the part before."""
     kept: tuple[int, ...]
     """What it makes that is read later: by the part after, by the watch on losses, by whoever gets the outputs."""
+    losses: tuple[int, ...]
+    """What its backward passes begin with."""
     spent: tuple[int, ...]
     """What nobody reads once the recorded part is over."""
 
@@ -90,11 +92,8 @@ def _in_order(plan: Plan, before: Iterable[str], recorded: Iterable[str], after:
         drops.setdefault(last[slot], []).append(slot)
     three = [tuple(replace(op, drop=tuple(drops.get(op.node, ()))) for op in part) for part in ops]
     kept = made & (later | losses | targets)
-    return Parts(three[0], three[1], three[2], fed=_sorted(fed), kept=_sorted(kept), spent=_sorted(spent))
-
-
-def _sorted(slots: set[int]) -> tuple[int, ...]:
-    return tuple(sorted(slots))
+    numbers = [tuple(sorted(slots)) for slots in (fed, kept, losses, spent)]
+    return Parts(three[0], three[1], three[2], *numbers)
 
 
 def outputs(ops: Iterable[Op]) -> set[int]:

@@ -53,6 +53,13 @@ def flawed(image: Image, at: int = -1, rank: int = 1, step: Step = 0, world: Wor
 
 
 @node
+def broken(image: Image, at: int = -1, rank: int = 1, step: Step = 0, world: World = ALONE) -> Image:
+    if step == at and world.rank == rank:
+        raise ValueError("it is torn")
+    return image
+
+
+@node
 def drawn(image: Image, rng: Rng | None = None, report: Report = SILENT) -> Image:
     report.scalar("first", torch.rand(1, generator=rng))
     return image

@@ -15,10 +15,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors import safe_open
+from torch.multiprocessing.spawn import spawn
 
 from distributed import ranks
+from sr_nodes.data import photographs
+from sr_nodes.pictures import write_png
 from sr_pipeline.graph import Graph, Link
+from sr_pipeline.world import World
 
 PACK = Path(__file__).parent / "ranks.py"
 
@@ -162,6 +167,45 @@ def test_what_is_not_finite_in_one_process_stops_or_is_left_out_in_all(tmp_path:
     assert all(tensor.isfinite().all() for tensor in state(tmp_path / "skip").values())
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_of_any_process_is_among_the_events(rank: int, tmp_path: Path) -> None:
+    graph = ranks.srresnet(9)
+    graph.nodes["lr"].inputs["hr"] = Link(graph.add("broken", id="b", image=Link("flaw", 0), at=4, rank=rank).node, 0)
+    printed = train(graph, tmp_path / "run", "--checkpoint-every", "2", processes=2, code=1)
+    assert "b: broken failed at step 5: it is torn" in printed
+    (told,) = events(tmp_path / "run", "error")
+    assert str(told["where"]).startswith("process 2: " if rank else str(tmp_path))
+    assert "broken failed at step 5: it is torn" in str(told["text"])
+    graph.nodes["b"].inputs["at"] = -1
+    graph.save(tmp_path / "run" / "graph.json")
+    train(graph, tmp_path / "run", "--resume", "--allow-changed", processes=2)
+    assert list(values(tmp_path / "run", "score")) == list(range(1, 10))
+
+
+def look(rank: int, folders: tuple[Path, Path], found: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{found}/meet", rank=rank, world_size=2)
+    try:
+        photographs(str(folders[rank]), world=World(rank, 2))
+        text = "alike"
+    except ValueError as error:
+        text = str(error)
+    (found / str(rank)).write_text(text)
+    dist.destroy_process_group()
+
+
+def test_processes_that_found_other_pictures_are_refused(tmp_path: Path) -> None:
+    folders = tuple(tmp_path / name for name in ("first", "second", "less"))
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        for picture in range(3 if number < 2 else 2):
+            write_png(folder / f"{picture}.png", torch.zeros(3, 8, 9 + picture, dtype=torch.uint8))
+    what = "process 2 found 2 pictures, and the first process 3, not the same; give all processes the same files"
+    for pair, wanted in ((folders[:2], "alike"), (folders[1:], what)):
+        (found := tmp_path / pair[1].name / "found").mkdir()
+        spawn(look, (pair, found), 2)  # type: ignore[no-untyped-call]
+        assert all((found / str(rank)).read_text().startswith(wanted) for rank in (0, 1))
+
+
 def test_what_cannot_be_shared_is_refused_once(tmp_path: Path) -> None:
     graph = Graph()
     graph.add("tell", id="told", image=graph.add("unshared", id="items"))
@@ -195,26 +239,46 @@ def test_torchrun_itself_with_restarts_asks_for_the_folder(tmp_path: Path) -> No
     assert (tmp_path / "run" / "generator.safetensors").is_file()
 
 
+def agent(port: int, graph: Path, folder: Path) -> subprocess.Popen[bytes]:
+    """torchrun as one of two machines has it, with a process of its own; all meet at a port."""
+    words = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "a"]
+    words += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--max-restarts", "2"]
+    words += ["-m", "sr_pipeline", "run", str(graph), "--pack", str(PACK), "--run-dir", str(folder)]
+    own = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen([*words, "--checkpoint-every", "4"], env=own, **pipes)  # type: ignore[call-overload,no-any-return]
+
+
 @pytest.mark.full
-def test_two_machines_share_a_run_and_outlive_a_lost_process(tmp_path: Path) -> None:
-    """Two agents of torchrun, as two machines have; the process of one is killed."""
+@pytest.mark.parametrize("lost", ["process", "machine"])
+def test_two_machines_share_a_run_and_outlive_the_loss_of(lost: str, tmp_path: Path) -> None:
+    """Two agents of torchrun. The process of one is killed; or the agent too, and another one comes in its place."""
     (tmp_path / "ticks").mkdir()
-    graph, path = ranks.srresnet(20, tmp_path / "ticks"), tmp_path / "graph.json"
+    steps = 20 if lost == "process" else 400
+    graph, path, folder = ranks.srresnet(steps, tmp_path / "ticks"), tmp_path / "graph.json", tmp_path / "run"
     graph.save(path)
-    (tmp_path / "ticks" / "kill-1-12").touch()
+    if lost == "process":
+        (tmp_path / "ticks" / "kill-1-12").touch()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "a"]
-    words += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--max-restarts", "2"]
-    words += ["-m", "sr_pipeline", "run", str(path), "--pack", str(PACK), "--run-dir", str(tmp_path / "run")]
-    own = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    both = [
-        subprocess.Popen([*words, "--checkpoint-every", "4"], env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        for _ in range(2)
-    ]
-    printed = [agent.communicate(timeout=280)[0].decode() for agent in both]
-    assert [agent.returncode for agent in both] == [0, 0], printed
-    assert events(tmp_path / "run", "run_started")[-1]["world_size"] == 2
-    train(ranks.srresnet(20), tmp_path / "one")
-    assert_alike(tmp_path / "one", tmp_path / "run")
+    agents = [agent(port, path, folder)]
+    while socket.socket().connect_ex(("127.0.0.1", port)):  # it is the place where they meet
+        time.sleep(0.1)
+    agents.append(agent(port, path, folder))
+    if lost == "machine":
+        end = time.monotonic() + 120
+        while time.monotonic() < end and not list((folder / "checkpoints").glob("step-0*[1-9]*.safetensors")):
+            time.sleep(0.05)
+        ended = agents.pop()
+        processes = Path(f"/proc/{ended.pid}/task/{ended.pid}/children").read_text().split()
+        for number in (ended.pid, *map(int, processes)):
+            os.kill(number, signal.SIGKILL)
+        ended.communicate()
+        agents.append(agent(port, path, folder))
+    printed = [agent.communicate(timeout=280)[0].decode() for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], printed
+    assert [e["world_size"] for e in events(folder, "run_started")] == [2, 2]
+    assert len(events(folder, "resumed")) == 1
+    train(ranks.srresnet(steps), tmp_path / "one")
+    assert_alike(tmp_path / "one", folder)

@@ -222,6 +222,37 @@ class StandIn:
             if isinstance(old, Tensor):
                 old.copy_(new)
 
+    def clear(self) -> None:
+        pass
+
+
+class Losing(StandIn):
+    """Forgets what it did to the state."""
+
+    def replay(self) -> None:
+        before = [(tensor, tensor.detach().clone()) for tensor in self._tensors()]
+        super().replay()
+        with torch.no_grad():
+            for tensor, was in before:
+                tensor.copy_(was)
+
+
+class Stale(StandIn):
+    """Goes on with the items of the recording."""
+
+    def record(self, work: Callable[[], T]) -> T:
+        self.first = [value.clone() if isinstance(value, Tensor) else value for value in self.executor.values]
+        return super().record(work)
+
+    def replay(self) -> None:
+        fed = parts(self.executor.plan).fed
+        now = {slot: self.executor.values[slot].clone() for slot in fed}
+        for slot in fed:
+            self.executor.values[slot].copy_(self.first[slot] + 0.5)
+        super().replay()
+        for slot, value in now.items():
+            self.executor.values[slot].copy_(value)
+
 
 class Refusing(StandIn):
     def record(self, work: Callable[[], T]) -> T:
@@ -431,6 +462,26 @@ def test_a_step_that_cannot_be_recorded_runs_node_by_node(tmp_path: Path, captur
     told = "--capture graph: not captured: the step cannot be recorded: operation not permitted when stream is"
     (warning,) = warnings_of(heard)
     assert warning.startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (Losing, "graph: G: not captured: the recorded step changes it otherwise than its nodes do, by 100% of the"),
+        (Stale, "--capture graph: not captured: its loss differs by "),
+    ],
+)
+def test_a_recording_that_does_something_else_is_not_used(
+    kind: type[StandIn], reason: str, tmp_path: Path, captured: Start
+) -> None:
+    """It is tried once, and what it did is taken back."""
+    eager(GAN, tmp_path / "eager")
+    made, heard = captured(kind), Heard()
+    eager(GAN, tmp_path / "captured", sinks=[heard])
+    assert made.counts == [(1, 1)]
+    assert all_of(tmp_path / "captured") == all_of(tmp_path / "eager")
+    (told,) = warnings_of(heard)
+    assert told.startswith(reason)
 
 
 STUCK = {
