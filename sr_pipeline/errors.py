@@ -58,6 +58,10 @@ class NotFiniteError(NodeRunError):
     """A loss, a gradient or a weight is NaN or infinite; it names the node where that began."""
 
 
+class LostProcessError(NodeRunError):
+    """Another of the processes that share the run ended."""
+
+
 class CaptureError(PipelineError):
     """A step that cannot be recorded once and replayed; it names the node that stands in the way."""
 

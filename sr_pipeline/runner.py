@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from sr_pipeline.checkpoint import digest, latest, snapshot, step_of
-from sr_pipeline.errors import NodeRunError, PipelineError, RunFolderError
+from sr_pipeline.errors import LostProcessError, NodeRunError, PipelineError, RunFolderError
 from sr_pipeline.events import Channel, Done, Failed, Progress, Resumed, RunStarted, Saved, Warned
 from sr_pipeline.execute import Executor
 from sr_pipeline.folder import RunFolder, Settings, record_of, write_record
@@ -84,6 +84,10 @@ class Runner:
             interrupted = self.work(resume)
             self.channel.flush()
         except BaseException as error:
+            if self.world.lost_another(error):
+                lost = LostProcessError("another process", "it ended, and this one with it; it says why, if it could")
+                self.fail(lost)
+                raise lost from error
             if not isinstance(error, SystemExit):  # which a second signal raises: at once
                 self.fail(error)
             raise
@@ -263,7 +267,7 @@ class Runner:
             with suppress(RunFolderError, OSError):
                 if self.world.leads:
                     self.channel.emit(failed)
-                else:  # the first process is ended before it could be told
+                elif not isinstance(error, LostProcessError):  # the first process is ended before it could be told
                     where = f"process {self.world.rank + 1}: {failed.where}"
                     add_line(self.folder.events, replace(failed, where=where))
 

@@ -107,6 +107,15 @@ class World:
         dist.all_gather_object(found, value)
         return found
 
+    def lost_another(self, error: BaseException | None) -> bool:
+        """Whether an error, or what it came from, is that another process can no longer be heard."""
+        if self.alone or error is None:
+            return False
+        import torch.distributed as dist
+
+        heard = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo/" in str(error))
+        return heard or self.lost_another(error.__cause__)
+
     def backward(self, loss: Tensor, parameters: Sequence[Tensor], retain_graph: bool = False) -> None:
         """Add to ``parameters`` the gradients of the mean of the processes' losses.
 
