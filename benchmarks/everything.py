@@ -22,17 +22,17 @@ from measure import HERE, machine, slug, tell
 
 RESULTS = HERE / "results"
 TO_BE_CONTINUED = 75
-PARTS: dict[str, list[str]] = {
-    "overhead": ["overhead.py"],
+PARTS: dict[str, list[str]] = {  # the most telling first: a lent machine's time is short
     "step-srgan": ["step.py", "--network", "srgan", "--name", "step-srgan"],
     "step-srresnet": ["step.py", "--network", "srresnet", "--name", "step-srresnet"],
-    "levers": ["levers.py"],
     "data": ["data.py"],
+    "levers": ["levers.py"],
     "inference": ["inference.py", "--rounds", "3"],
     "overlap": ["overlap.py", "--pictures", "6"],
     "safety": ["safety.py", "--rounds", "14"],
     "scaling-srresnet": ["scaling.py", "--network", "srresnet", "--name", "scaling-srresnet"],
     "scaling-srgan": ["scaling.py", "--network", "srgan", "--name", "scaling-srgan"],
+    "overhead": ["overhead.py"],
     "precision_psnr": ["precision_psnr.py"],
 }
 

@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,27 +51,34 @@ def device_of(options: argparse.Namespace) -> torch.device:
 def race(
     calls: Mapping[str, Callable[[], Any]], rounds: int, least: float = 0.0, device: torch.device | None = None
 ) -> Seconds:
+    """Seconds a call, by contestant and round: ``in_turn`` for calls of this process."""
+    return in_turn({name: partial(timed, call, device=device) for name, call in calls.items()}, rounds, least)
+
+
+def in_turn(contestants: Mapping[str, Callable[[int], float]], rounds: int, least: float = 0.0) -> Seconds:
     """Seconds a call, by contestant and round, each after one call that is not counted.
 
-    In every round each contestant has its turn, starting with another one, so that what else the machine does meets
-    all alike. A turn is as many calls as last ``least`` seconds, and ends when the device has done its work.
+    A contestant is what makes as many calls as told and says how many seconds they took. In every round each has its
+    turn, starting with another one, so that what else the machine does meets all alike. A turn is as many calls as last
+    ``least`` seconds.
     """
-    calls, seconds = dict(calls), {name: list[float]() for name in calls}
-    for call in calls.values():
-        _timed(call, 1, device)
-    repeats = dict.fromkeys(calls, 1)
+    seconds = {name: list[float]() for name in contestants}
+    for take in contestants.values():
+        take(1)
+    repeats = dict.fromkeys(contestants, 1)
     if least:
-        repeats = {name: math.ceil(least / max(_timed(call, 1, device), 1e-9)) for name, call in calls.items()}
-    names = list(calls)
+        repeats = {name: math.ceil(least / max(take(1), 1e-9)) for name, take in contestants.items()}
+    names = list(contestants)
     for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            took = _timed(calls[name], repeats[name], device) / repeats[name]
+            took = contestants[name](repeats[name]) / repeats[name]
             seconds[name].append(took)
             tell(f"round {turn + 1}: {name:<34} {1000 * took:10.2f} ms")
     return seconds
 
 
-def _timed(call: Callable[[], Any], times: int, device: torch.device | None) -> float:
+def timed(call: Callable[[], Any], times: int, device: torch.device | None = None) -> float:
+    """Seconds of so many calls, until the device has done all their work."""
     wait(device)
     began = clock()
     for _ in range(times):

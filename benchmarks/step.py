@@ -5,15 +5,16 @@
 SRResNet-MSE and SRGAN-VGG54 at the paper's sizes (batch 16, crop 96), ours as the engine's executor runs the shipped
 graph, with its logs, against (a) a straight loop over the same nodes' modules in the same mode, (b) the loop as
 popular tutorials write it, (c) BasicSR 1.4.2; see loops.py. (c) is passed over where it is not installed; a folder
-made by ``pip install --target`` is found by the variable BASICSR_PATH. All take their turn in each round, on synthetic
-batches, then those of the default mode on crops of the photographs in ``--data``.
+made by ``pip install --target`` is found by the variable BASICSR_PATH. Each has a process of its own, and all take
+their turn in each round, on synthetic batches, then those of the default mode on crops of the photographs in
+``--data``. On a CPU ours and (a) keep freed memory, as ``run`` does; levers.py says what that gives.
 
 A ratio is the median over the rounds of our time by the other's of the same round: below 1, ours is faster. ``ratio_a``
 is the largest of SRGAN's modes run node by node; captured ones (one CUDA graph, compiled networks) are in
 ``ratio_a_by_mode`` too, beside the eager loop of the same numbers. ``ratio_b`` and ``ratio_c`` are SRGAN in the default
-mode of ``run``. Peak memory is of a process for each that does a few steps and nothing else. It exits with 1 where
-ratio_a is over 1.02, ratio_b over 0.80, or ratio_c over 0.90; --quick has smaller sizes, compiles nothing, and its
-ratios are no measure of the paper's.
+mode of ``run``. Peak memory is that of the process, with torch in it, or on CUDA that of its tensors, and what it
+reserved, a graph's own pool with it. It exits with 1 where ratio_a is over 1.02, ratio_b over 0.80, or ratio_c over
+0.90; --quick is SRGAN at smaller sizes, compiles nothing, and its ratios are no measure of the paper's.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import replace
 from functools import partial
 from itertools import cycle
@@ -36,9 +37,10 @@ import torch
 from torch import Tensor
 
 from loops import Size, Step, basicsr, straight, tutorial
-from measure import DATA, Seconds, arguments, device_of, machine, peak_mib, publish, race, ratio, spread, tell, wait
+from measure import DATA, Seconds, arguments, device_of, in_turn, machine, peak_mib, publish, ratio, spread, tell, timed
 from sr_nodes.assets import graphs
 from sr_nodes.data import photographs, random_crops
+from sr_pipeline.allocator import kept_memory
 from sr_pipeline.capture import capturing, chosen_capture
 from sr_pipeline.events import Channel
 from sr_pipeline.execute import Context, Executor
@@ -111,24 +113,6 @@ def contestants(size: Size, device: torch.device, gan: bool) -> dict[str, Callab
     return made | {"b": partial(tutorial, size, device, gan)} | ({"c": partial(basicsr, size, device)} if gan else {})
 
 
-def built(makers: dict[str, Callable[[], Step]]) -> dict[str, Step]:
-    steps = {}
-    for name, make in makers.items():
-        try:
-            steps[name] = make()
-        except ImportError as error:
-            tell(f"{name} is not measured: {error}; pip install --target FOLDER basicsr==1.4.2, BASICSR_PATH=FOLDER")
-    return steps
-
-
-def timed(steps: dict[str, Step], batches: Iterator[Tensor], rounds: int, device: torch.device) -> Seconds:
-    for step in steps.values():
-        for _ in range(WARM_UP + 1 if isinstance(step, Ours) and step.mode.capture == "graph" else 0):
-            step(next(batches))  # what precedes a recording is no step's time
-    calls = {name: partial(lambda step: step(next(batches)), step) for name, step in steps.items()}
-    return race(calls, rounds, 0.3 if device.type == "cuda" else 0.0, device)
-
-
 def synthetic(size: Size, device: torch.device) -> Iterator[Tensor]:
     rng = torch.Generator().manual_seed(0)
     return cycle([torch.rand(size.batch, 3, size.crop, size.crop, generator=rng).to(device) for _ in range(4)])
@@ -156,56 +140,118 @@ def figures(seconds: Seconds, device: torch.device) -> dict[str, Any]:
     return made
 
 
+class Contestant:
+    """A process that does steps of one kind when told, and nothing else, as a training does.
+
+    Raises:
+        ImportError: what it measures is not installed.
+    """
+
+    def __init__(self, name: str, batches: str, options: argparse.Namespace, gan: bool) -> None:
+        command = [sys.executable, __file__, "--one", name, "--batches", batches, "--data", str(options.data)]
+        command += ["--network", "srgan" if gan else "srresnet", "--device", options.device]
+        command += ["--threads", str(options.threads)]
+        command += [flag for flag in ("--quick", "--cpu-time") if getattr(options, flag[2:].replace("-", "_"))]
+        self.name = name
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __call__(self, times: int) -> float:
+        """Seconds of so many steps."""
+        seconds: float = self.ask(str(times))
+        return seconds
+
+    def ask(self, what: str) -> Any:
+        if self.process.stdin:
+            self.process.stdin.write(what + "\n")
+            self.process.stdin.flush()
+        return self.answer()
+
+    def answer(self) -> Any:
+        line = self.process.stdout.readline() if self.process.stdout else ""
+        if not line:
+            raise RuntimeError(f"the process of {self.name} ended with {self.process.wait()}")
+        return json.loads(line)
+
+    def end(self) -> None:
+        self.process.communicate()
+
+
+@contextmanager
+def started(
+    names: Iterable[str], batches: str, options: argparse.Namespace, gan: bool
+) -> Iterator[dict[str, Contestant]]:
+    """The contestants that can be measured here; they are built side by side."""
+    with ExitStack() as stack:
+        made = {name: Contestant(name, batches, options, gan) for name in names}
+        for contestant in made.values():
+            stack.callback(contestant.end)
+        missing = {name: found for name, contestant in made.items() if (found := contestant.answer())}
+        for name, reason in missing.items():
+            tell(f"{name} is not measured: {reason}; pip install --target FOLDER basicsr==1.4.2, BASICSR_PATH=FOLDER")
+        yield {name: contestant for name, contestant in made.items() if name not in missing}
+
+
 def measured(options: argparse.Namespace, size: Size, device: torch.device, gan: bool) -> dict[str, Any]:
-    makers = contestants(size, device, gan)
-    if options.quick:  # to compile takes a minute
-        makers = {name: make for name, make in makers.items() if not name.endswith("compile")}
-    steps = built(makers)
-    made = {"synthetic": figures(timed(steps, synthetic(size, device), options.rounds, device), device)}
+    least = 0.3 if device.type == "cuda" else 0.0
+    # to compile takes a minute
+    names = [name for name in contestants(size, device, gan) if not (options.quick and name.endswith("compile"))]
+    with started(names, "synthetic", options, gan) as processes:
+        made = {"synthetic": figures(in_turn(processes, options.rounds, least), device)}
+        peaks = {name: process.ask("peak") for name, process in processes.items()}
+    for key in next(iter(peaks.values())):
+        made[key] = {name: peak[key] for name, peak in peaks.items()}
     if options.data.is_dir() and not options.quick:
-        default = str(default_mode(device))
-        chosen = {name: step for name, step in steps.items() if name in (f"ours, {default}", f"a, {default}", "b", "c")}
-        made["real"] = figures(timed(chosen, real(size, device, options.data), options.rounds, device), device)
-    if not options.quick:
-        peaks = {name: peak_of(name, options, gan) for name in steps}
-        for key in ("peak_mib", *(["peak_reserved_mib"] if device.type == "cuda" else [])):
-            made[key] = {name: peak[key] for name, peak in peaks.items()}
+        default = default_mode(device)
+        names = [f"ours, {default}", f"a, {replace(default, capture='off')}", "b", *(["c"] if "c" in peaks else [])]
+        with started(names, "real", options, gan) as processes:
+            made["real"] = figures(in_turn(processes, options.rounds, least), device)
     return made
 
 
-def peak_of(name: str, options: argparse.Namespace, gan: bool) -> dict[str, float]:
-    """Peak memory of a process of its own; on a CPU, with what torch itself takes. What is reserved on CUDA counts the
-    memory that a graph keeps for itself."""
-    command = [sys.executable, __file__, "--device", options.device, "--threads", str(options.threads)]
-    command += ["--one", name, "--network", "srgan" if gan else "srresnet"]
-    found: dict[str, float] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    return found
+def one(options: argparse.Namespace, size: Size, device: torch.device, gan: bool) -> None:
+    """What a contestant's process does: it says that it is ready, or what is missing; then answers each line."""
+    mode = (modes(device) | captures(device)).get(options.one.partition(", ")[2])
+    answers = sys.stdout
+    with redirect_stdout(sys.stderr), ExitStack() as stack:
+        if mode and device.type == "cpu":  # a part of the mode, as `run` sets it
+            stack.enter_context(kept_memory())
+        try:
+            step = contestants(size, device, gan)[options.one]()
+        except ImportError as error:
+            print(json.dumps(str(error)), file=answers)
+            return
+        batches = real(size, device, options.data) if options.batches == "real" else synthetic(size, device)
+        for _ in range(WARM_UP + 1 if mode and mode.capture == "graph" else 0):
+            step(next(batches))  # what precedes a recording is no step's time
+        print("null", file=answers, flush=True)
+        for line in sys.stdin:
+            asked = line.strip()
+            found = peaks_of(device) if asked == "peak" else timed(lambda: step(next(batches)), int(asked), device)
+            print(json.dumps(found), file=answers, flush=True)
 
 
-def one(name: str, size: Size, device: torch.device, gan: bool) -> int:
-    step, batches = contestants(size, device, gan)[name](), synthetic(size, device)
-    for _ in range(WARM_UP + 2):
-        step(next(batches))
-    wait(device)
+def peaks_of(device: torch.device) -> dict[str, int]:
+    """The most memory so far, in MiB; what is reserved on CUDA counts what a graph keeps for itself."""
     found = {"peak_mib": round(peak_mib(device))}
     if device.type == "cuda":
         found["peak_reserved_mib"] = round(torch.cuda.max_memory_reserved(device) / 2**20)
-    print(json.dumps(found))
-    return 0
+    return found
 
 
 def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--data", type=Path, default=DATA / "photos", help="photographs for the second race")
-    parser.add_argument("--network", choices=["srresnet", "srgan", "both"], default="both")
+    parser.add_argument("--network", choices=["srresnet", "srgan"], help="this one alone")
     parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--batches", help=argparse.SUPPRESS)
     options = parser.parse_args()
     device, size = device_of(options), QUICK if options.quick else Size()
     options.rounds = min(options.rounds, 3) if options.quick else options.rounds
     if options.one:
-        return one(options.one, size, device, options.network == "srgan")
-    nets = ("srgan", "srresnet") if options.network == "both" else (options.network,)
+        one(options, size, device, options.network == "srgan")
+        return 0
+    nets = [options.network] if options.network else ["srgan"] if options.quick else ["srgan", "srresnet"]
     by_network = {net: measured(options, size, device, net == "srgan") for net in nets}
     srgan = by_network.get("srgan", {}).get("synthetic", {})
     result = {name: srgan[name] for name in GOALS if name in srgan} | {

@@ -12,6 +12,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
+from sr_pipeline.graph import Entry, Graph
 from sr_pipeline.registry import Registry
 from sr_pipeline.server.app import create_app, editor_folder
 from sr_pipeline.server.openapi import describe
@@ -135,6 +136,17 @@ def test_every_shipped_graph_is_a_template(client: TestClient) -> None:
         workflow = client.get(f"/templates/{name}.json").json()
         assert len(workflow["nodes"]) == len(templates()[name].nodes)
         assert client.get(f"/templates/{name}-1.webp").headers["content-type"] == "image/webp"
+
+
+def test_a_template_whose_nodes_are_missing_is_refused_with_its_faults(app: Starlette, client: TestClient) -> None:
+    """Of a pack that was installed in part; the others open."""
+    app.state.server.templates["strange"] = Graph({"a": Entry("unheard_of", {})})
+    for path in ("/templates/strange.json", "/templates/strange-1.webp"):
+        answer = client.get(path)
+        assert answer.status_code == 409
+        assert answer.json()["error"]["type"] == "faulty_template"
+        assert "unknown node type 'unheard_of'" in answer.json()["error"]["details"]
+    assert client.get("/templates/quickstart.json").status_code == 200
 
 
 def test_the_editor_is_served_as_it_is(client: TestClient) -> None:
