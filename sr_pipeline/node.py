@@ -124,12 +124,12 @@ class NodeType:
             return {changed[0]: 0}
         return {name: names.index(name) for name in changed if name in names}
 
-    @property
+    @cached_property
     def backward(self) -> Input | None:
         """The input from which this node runs a backward pass, if it does."""
         return next((i for i in self.inputs.values() if i.backward), None)
 
-    @property
+    @cached_property
     def cadence(self) -> Input | None:
         return next((i for i in self.inputs.values() if i.every), None)
 

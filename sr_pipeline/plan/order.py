@@ -39,8 +39,9 @@ def readers(wiring: Wiring, nodes: set[str]) -> dict[Value, list[str]]:
 def mutation_faults(wiring: Wiring, phase: Mapping[str, Phase], nodes: set[str]) -> list[Fault]:
     """Values changed by two nodes, or read in a later phase than the one that changed them."""
     faults = []
-    read_by = readers(wiring, nodes)
-    for value, changed_by in mutators(wiring, nodes).items():
+    changes = mutators(wiring, nodes)
+    read_by = readers(wiring, nodes) if changes else {}
+    for value, changed_by in changes.items():
         first, *others = changed_by
         for other in others:
             name = _mutated(wiring, other, value)
@@ -67,7 +68,7 @@ def phase_order(
     rank = file_order(wiring)
     in_file_order = sorted(mine, key=rank.__getitem__)
     edges.add_nodes_from(in_file_order)
-    edges.add_edges_from((a, b) for a, b in wiring.dag.edges if a in mine and b in mine)
+    edges.add_edges_from((a, b) for b in in_file_order for a in wiring.dag.predecessors(b) if a in mine)
     _add_mutations(edges, wiring, mine, found)
     try:
         order = list(nx.lexicographical_topological_sort(edges, rank.__getitem__))
@@ -81,8 +82,9 @@ def phase_order(
 def _add_mutations(edges: nx.DiGraph[str], wiring: Wiring, mine: set[str], found: Gradients) -> None:
     """For a value v changed by m, and another reader r of v: r before m; and where r lies on the way from the
     parameters of another backward step to its loss, that step before m too, because its backward pass reads v."""
-    read_by = readers(wiring, mine)
-    for value, changed_by in mutators(wiring, mine).items():
+    changes = mutators(wiring, mine)
+    read_by = readers(wiring, mine) if changes else {}
+    for value, changed_by in changes.items():
         m = changed_by[0]
         for r in read_by[value]:
             if r == m:
@@ -98,20 +100,21 @@ def _add_buffers(edges: nx.DiGraph[str], wiring: Wiring, mine: set[str], found: 
 
     False where there are none.
     """
-    any_training = False
+    train = {n for n in mine if is_training(wiring, n, found)}
+    if not train:
+        return False
     position = {n: i for i, n in enumerate(order)}
     for value, nodes in readers(wiring, mine).items():
         if not wiring.value_types[value].is_a(nn.Module):
             continue
-        training = sorted((n for n in nodes if is_training(wiring, n, found)), key=position.__getitem__)
+        training = sorted(train.intersection(nodes), key=position.__getitem__)
         if not training:
             continue
-        any_training = True
         edges.add_edges_from(pairwise(training), value=value, buffers=True)
         for other in set(nodes).difference(training):
             if not _changes(wiring, other, value):
                 edges.add_edge(training[-1], other, value=value, buffers=True)
-    return any_training
+    return True
 
 
 def is_training(wiring: Wiring, id_: str, found: Gradients) -> bool:

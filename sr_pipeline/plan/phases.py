@@ -64,7 +64,8 @@ def roots(wiring: Wiring) -> dict[Value, Value]:
     for id_ in wiring.order:
         made = wiring.types[id_]
         for n in range(len(made.outputs)):
-            found[Value(id_, n)] = Value(id_, n)
+            value = Value(id_, n)
+            found[value] = value
         for name, output in made.mutations.items():
             if name in wiring.links[id_]:
                 found[Value(id_, output)] = found[wiring.links[id_][name]]
