@@ -31,6 +31,8 @@ LOSS_BOUND, CHANGE_BOUND = 0.01, 0.25
 """What the first replay may differ by from the same step node by node: of a loss, and of the length of what the step
 changed in an object. Kernels that add in another order each time stay far below; stale input or a lost update does not.
 """
+State = dict[str, list[Tensor]]
+"""By the names of the run's state: its tensors."""
 
 
 class Recording(Protocol):
@@ -104,6 +106,7 @@ class RecordedStep:
 
     def forget(self, *_: object) -> None:
         """Warm up and record anew: an optimizer was given another state, which lies elsewhere."""
+        self.recording.clear()
         self.warm = 0
         self.places: dict[str, list[Any]] = {}
         self.kept: dict[int, Any] | None = None
@@ -115,7 +118,9 @@ class RecordedStep:
         values = self.executor.values
         self.executor.run_due(self.before, step, last)
         given = {slot: values[slot] for slot in self.parts.fed}
-        if not (self._fits(given, step) and self._in_buffers(given, step, last)):
+        if self._fits(given, step):
+            self._in_buffers(given, step, last)
+        else:
             self.executor.run_due(self.recorded, step, last)
         self.executor.run_due(self.after, step, last)
         for slot in self.parts.spent:
@@ -151,8 +156,8 @@ class RecordedStep:
             made = isinstance(value, Tensor)
             self.buffers[slot] = torch.empty_like(value) if made else torch.zeros((), dtype=number, device=device)
 
-    def _in_buffers(self, given: dict[int, Any], step: int, last: bool) -> bool:
-        """Run the recorded part on what it is given, from buffers; false where that could not be."""
+    def _in_buffers(self, given: dict[int, Any], step: int, last: bool) -> None:
+        """Run the recorded part on what it is given, from buffers."""
         values = self.executor.values
         for slot, value in given.items():
             values[slot] = buffer = self.buffers[slot]
@@ -161,9 +166,7 @@ class RecordedStep:
             if self.warm < WARM_UP:
                 self._warm_up(step, last)
             elif self.kept is None:
-                if not self._record(step, last):
-                    return False
-                self._prove(step, last)
+                self._record_and_prove(step, last)
             else:
                 self._replay(step, last)
         finally:
@@ -171,7 +174,6 @@ class RecordedStep:
                 values[slot] = value
             for group, name, slot in self.options:
                 group[name] = given[slot]
-        return True
 
     def _one_by_one(self, step: int, last: bool) -> None:
         try:
@@ -216,22 +218,30 @@ class RecordedStep:
             torch.clear_autocast_cache()  # of weights that were rounded in the recording, so not at all
         return True
 
-    def _prove(self, step: int, last: bool) -> None:
-        """Do the step as it was recorded, take that back, do it node by node, and compare: only a recording that does
-        what the nodes do is used. What remains is what the nodes did."""
+    def _record_and_prove(self, step: int, last: bool) -> None:
+        """Do the step node by node, then record it from where it began, replay that, and compare: only a recording that
+        does what the nodes do is used. What remains is what the nodes did.
+
+        The nodes go first, so that a device has their memory back when the recording takes its own.
+        """
         tensors = {name: [leaf for leaf in found if isinstance(leaf, Tensor)] for name, found in self.places.items()}
-        was = _on_host(tensors)
-        self._run_recording(step)
-        replayed, losses = _on_host(tensors), self._losses(self.kept or {})
-        for name, found in tensors.items():
-            for tensor, before in zip(found, was[name], strict=True):
-                tensor.copy_(before)
+        before = _on_host(tensors)
         self._one_by_one(step, last)
-        error = _difference(losses, self._losses(dict(enumerate(self.executor.values))))
-        if error > LOSS_BOUND:
-            self._give_up(CaptureError("--capture graph", f"its loss differs by {error:.1%} from its nodes'", EAGER))
-        for name, after in _on_host(tensors).items():
-            error = _distance(replayed[name], after) / max(_distance(after, was[name]), 1e-30)
+        after, values = _on_host(tensors), list(self.executor.values)
+        losses = self._losses(dict(enumerate(values)))
+        _put_back(tensors, before)
+        if self._record(step, last):
+            self._run_recording(step)
+            self._compare(_on_host(tensors), after, before, _difference(self._losses(self.kept or {}), losses))
+        _put_back(tensors, after)
+        self.executor.values[:] = values
+
+    def _compare(self, replayed: State, after: State, before: State, loss_error: float) -> None:
+        if loss_error > LOSS_BOUND:
+            what = f"its loss differs by {loss_error:.1%} from its nodes'"
+            self._give_up(CaptureError("--capture graph", what, EAGER))
+        for name in after:
+            error = _distance(replayed[name], after[name]) / max(_distance(after[name], before[name]), 1e-30)
             if error > CHANGE_BOUND and self.possible:
                 where = self.executor.plan.wiring.where(name.partition(".")[0])
                 what = f"the recorded step changes it otherwise than its nodes do, by {error:.0%} of the change"
@@ -296,9 +306,15 @@ def _same(one: list[Any], other: list[Any]) -> bool:
     )
 
 
-def _on_host(tensors: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
+def _on_host(tensors: State) -> State:
     """Copies, which take no memory of the device."""
     return {name: [tensor.to("cpu", copy=True) for tensor in found] for name, found in tensors.items()}
+
+
+def _put_back(tensors: State, copies: State) -> None:
+    for name, found in tensors.items():
+        for tensor, copied in zip(found, copies[name], strict=True):
+            tensor.copy_(copied)
 
 
 def _distance(one: list[Tensor], other: list[Tensor]) -> float:

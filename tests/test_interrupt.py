@@ -29,17 +29,19 @@ def command(folder: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "sr_pipeline", "run", "train_srgan", "--run-dir", str(folder), *TINY, *more]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signal_saves_and_resume_goes_on(number: signal.Signals, code: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code", "workers"), [(signal.SIGINT, 130, 0), (signal.SIGTERM, 143, 2)])
+def test_signal_saves_and_resume_goes_on(number: signal.Signals, code: int, workers: int, tmp_path: Path) -> None:
+    """As a terminal, torchrun or SLURM sends it: to all processes of the group."""
     folder = tmp_path / "run"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(command(folder), stdout=subprocess.PIPE, text=True, env=environment) as process:
+    words = command(folder, "--set", f"hr.workers={workers}")
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True) as process:
         assert process.stdout
         lines = iter(process.stdout.readline, "")
         for line in lines:
             if re.match(r"step \d+/200000", line):
                 break
-        process.send_signal(number)
+        os.killpg(process.pid, number)
         rest = "".join(lines)
         assert process.wait(timeout=60) == code
     stopped = re.search(r"interrupted after step (\d+)", rest)

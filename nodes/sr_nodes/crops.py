@@ -200,11 +200,14 @@ def _read(crops: Crops, positions: range, workers: int) -> Iterator[Tensor]:
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Processes started in here do not get Ctrl-C, from their first moment on: it is the run's, which ends them."""
+    """Processes started in here are not stopped with the run, from their first moment on: the run ends them.
+
+    A terminal's Ctrl-C goes to all of a group of processes, and so does what torchrun, SLURM and Kubernetes send.
+    """
     if sys.platform == "win32":  # which cannot hold a signal: there the worker's own first act must do
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
@@ -213,3 +216,6 @@ def _interrupts_held() -> Iterator[None]:
 
 def _leave_interrupts_to_the_run(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform != "win32":
+        os.setpgid(0, 0)  # a group of its own
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # by which the run ends it

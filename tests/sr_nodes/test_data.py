@@ -307,12 +307,13 @@ def test_workers_leave_ctrl_c_to_the_run_and_end_with_the_stream() -> None:
         os.kill(worker.pid, signal.SIGINT)
     batches += itertools.islice(stream, 20)
     assert len(batches) == 21
+    assert all(os.getpgid(worker.pid or 0) == worker.pid for worker in workers)  # SIGTERM to the run's group
     assert all(worker.is_alive() for worker in workers)
     stream.close()  # type: ignore[attr-defined]
     for worker in workers:
         worker.join(timeout=20)
         assert not worker.is_alive()
-    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, set()) & {signal.SIGINT, signal.SIGTERM}
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads signal masks from Linux's /proc")
