@@ -65,7 +65,7 @@ class Settings:
     deterministic: bool
     threads: int
     steps: int | None
-    only: str | None
+    only: str | tuple[str, ...] | None
     checkpoint_every: int | None
     best: str | None
     on_nan: str

@@ -259,6 +259,8 @@ def _read_entry(source: str, id_: str, entry: Any, faults: Faults) -> Entry:
         return Entry("")
     if not id_:
         faults.append(Fault(where, "a node's id is empty", "give it a word"))
+    if any("\ud800" <= character <= "\udfff" for character in id_):
+        faults.append(Fault(where, "a node's id holds half of a surrogate pair", "write whole characters"))
     _check_repeats(where, entry, faults)
     for key in (k for k in entry if k not in _KEYS):
         faults.append(Fault(where, f"unknown key {quoted(key)}", nearest(key, _KEYS)))

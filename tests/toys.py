@@ -6,7 +6,7 @@ import ast
 import copy
 import json
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -345,7 +345,7 @@ REGRESSION = """
 """A network that learns to give what it is given; its last state is exported, the mean of the losses logged."""
 
 
-def plan_of(text: str, only: str | None = None) -> Plan:
+def plan_of(text: str, only: str | Collection[str] | None = None) -> Plan:
     return compile_plan(graph(text), REGISTRY, only)
 
 

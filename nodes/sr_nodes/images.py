@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from sr_nodes.metrics import psnr
 from sr_nodes.pictures import from_uint8, saved_as, to_uint8, write_picture, write_png
+from sr_nodes.png import prompt_of, run_graph
 from sr_nodes.types import Image
 from sr_pipeline.node import node
 from sr_pipeline.paths import inside
@@ -78,12 +79,12 @@ def _beside(images: list[Tensor]) -> Tensor:
 
 @node(category="images", output=True)
 def save_image(
-    image: Image, filename: OutputName = "image.png", run_dir: RunDir = HERE, report: Report = SILENT
+    image: Image, filename: OutputName = "image.png", run_dir: RunDir | None = None, report: Report = SILENT
 ) -> None:
     """Write an image to the run's folder: PNG, JPEG (quality 95, 4:4:4) or WebP (lossless), by the suffix.
 
     Values are clamped to [0, 1] and rounded to 8 bits. A batch of one has the file name given; the images of a larger
-    one are numbered: image-0001.png, image-0002.png and so on.
+    one are numbered: image-0001.png, image-0002.png and so on. A PNG carries the run's graph, as in ``save_picture``.
 
     Args:
         image: what to write.
@@ -92,10 +93,10 @@ def save_image(
     Raises:
         ValueError: another suffix, or a path that leads out of the run's folder.
     """
-    path = _inside(run_dir, filename)
+    path, prompt = _inside(run_dir or HERE, filename), prompt_of(run_graph(run_dir))
     for number, pixels in enumerate(to_uint8(image), start=1):
         numbered = path if len(image) == 1 else path.with_stem(f"{path.stem}-{number:04d}")
-        write_picture(numbered, from_uint8(pixels))
+        write_picture(numbered, from_uint8(pixels), prompt)
         report.image(numbered)
 
 

@@ -19,6 +19,7 @@ from PIL import ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from sr_nodes.modules import CPU
+from sr_nodes.png import text_chunks
 from sr_nodes.types import Image
 from sr_pipeline.files import written_beside
 from sr_pipeline.node import node
@@ -251,8 +252,13 @@ def from_uint8(pixels: Tensor) -> PIL.Image.Image:
     return PIL.Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
 
 
-def write_picture(path: Path, picture: PIL.Image.Image) -> None:
+def write_picture(path: Path, picture: PIL.Image.Image, prompt: str | None = None) -> None:
     """Write PNG, JPEG (quality 95, 4:4:4) or WebP (lossless) by the suffix: beside its place, then renamed.
+
+    Args:
+        path: where.
+        picture: what.
+        prompt: the graph that made it, as JSON, for a PNG to carry.
 
     Raises:
         ValueError: another suffix.
@@ -260,7 +266,7 @@ def write_picture(path: Path, picture: PIL.Image.Image) -> None:
     kind = saved_as(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_beside(path, sync=False) as beside:
-        picture.save(beside, format=kind, **_OPTIONS[kind])
+        picture.save(beside, format=kind, **_OPTIONS[kind], pnginfo=text_chunks(prompt))
 
 
 def saved_as(path: Path) -> str:

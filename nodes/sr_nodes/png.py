@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import zlib
 from collections.abc import Iterator
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ import torch
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from sr_pipeline.graph import Graph
 from sr_pipeline.pngtext import SIGNATURE
 
 _COLOUR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
@@ -49,6 +52,16 @@ def _bytes(data: bytes, rawmode: str) -> np.ndarray[Any, np.dtype[Any]]:
         picture.load()
         array = np.array(picture)
     return array if array.ndim == 3 else array[:, :, None]
+
+
+def run_graph(run_dir: Path | None) -> Graph | None:
+    path = run_dir and run_dir / "graph.json"
+    return Graph.load(path) if path and path.is_file() else None
+
+
+def prompt_of(graph: Graph | None) -> str | None:
+    """A graph as ComfyUI writes it into a PNG: JSON on one line, in ASCII."""
+    return None if graph is None else json.dumps(json.loads(graph.to_json()))
 
 
 def text_chunks(prompt: str | None = None, xmp: bytes | None = None) -> PngInfo:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +16,10 @@ from sr_nodes.modules import CPU
 from sr_nodes.picture_encoding import by_rows, encode, fitted
 from sr_nodes.picture_files import WRITTEN, Picture, read_whole
 from sr_nodes.picture_jobs import write_bytes
+from sr_nodes.png import prompt_of, run_graph
 from sr_nodes.tiles import enlarge
 from sr_nodes.types import Generator
 from sr_nodes.upscalers import BEST, find
-from sr_pipeline.graph import Graph
 from sr_pipeline.node import node
 from sr_pipeline.paths import inside, resolve
 from sr_pipeline.precision import is_fast_in_bf16
@@ -172,13 +171,3 @@ def save_picture(
 def warn(picture: Picture, name: str, report: Reporter) -> None:
     for note in picture.notes:
         report.warning(f"{name}: {note}")
-
-
-def run_graph(run_dir: Path | None) -> Graph | None:
-    path = run_dir and run_dir / "graph.json"
-    return Graph.load(path) if path and path.is_file() else None
-
-
-def prompt_of(graph: Graph | None) -> str | None:
-    """A graph as ComfyUI writes it into a PNG: JSON on one line, in ASCII."""
-    return None if graph is None else json.dumps(json.loads(graph.to_json()))

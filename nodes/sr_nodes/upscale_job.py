@@ -15,6 +15,7 @@ from sr_nodes.assets import graphs
 from sr_nodes.picture_encoding import check_holds, encode, fitted
 from sr_nodes.picture_files import PIPE, WRITTEN, Picture, read_whole
 from sr_nodes.picture_jobs import Format, Place, places, refusal, share_of, shared_out, write_bytes
+from sr_nodes.png import prompt_of, run_graph
 from sr_nodes.types import Generator
 from sr_nodes.upscale import (
     Batch,
@@ -22,8 +23,6 @@ from sr_nodes.upscale import (
     Overlap,
     Quality,
     Tile,
-    prompt_of,
-    run_graph,
     upscale_picture,
     warn,
 )

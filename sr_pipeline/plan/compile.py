@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,18 +68,18 @@ class Plan:
         return any(op.type.backward is not None for op in self.steps)
 
 
-def compile_plan(graph: Graph, registry: Registry, only: str | None = None) -> Plan:
-    """Check a graph and plan its run: all of it, or up to the node ``only``.
+def compile_plan(graph: Graph, registry: Registry, only: str | Collection[str] | None = None) -> Plan:
+    """Check a graph and plan its run: all of it, or up to a node or nodes ``only``.
 
     Raises:
         GraphError: with every fault found.
-        UsageError: ``only`` is no node of the graph.
+        UsageError: one of ``only`` is no node of the graph.
     """
-    return _Compiler(check(graph, registry), only).compile()
+    return _Compiler(check(graph, registry), [only] if isinstance(only, str) else only or ()).compile()
 
 
 class _Compiler:
-    def __init__(self, wiring: Wiring, only: str | None) -> None:
+    def __init__(self, wiring: Wiring, only: Collection[str]) -> None:
         self.wiring = wiring
         self.phase = phases(wiring)
         self.root = roots(wiring)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from enum import StrEnum
 
 from sr_pipeline.check import Value, Wiring
@@ -73,20 +73,21 @@ def roots(wiring: Wiring) -> dict[Value, Value]:
 
 
 def needed_nodes(
-    wiring: Wiring, phase: dict[str, Phase], root: dict[Value, Value], only: str | None
+    wiring: Wiring, phase: dict[str, Phase], root: dict[Value, Value], only: Collection[str]
 ) -> tuple[set[str], set[str]]:
-    """The targets (output nodes, or ``only``) and all that must run for them.
+    """The targets (``only``, or else the output nodes) and all that must run for them.
 
     A mutator of the step is needed as soon as a needed step node reads what it changes: the next step sees the change.
     A node of the step needs the stream, whether it reads it or not.
 
     Raises:
         GraphError: the graph has no output node.
-        UsageError: ``only`` is no node of it.
+        UsageError: one of ``only`` is no node of it.
     """
-    if only is not None and only not in wiring.types:
-        raise UsageError(f"--only {only}", "there is no such node", nearest(only, wiring.types))
-    targets = {only} if only else {id_ for id_, made in wiring.types.items() if made.is_output}
+    for id_ in only:
+        if id_ not in wiring.types:
+            raise UsageError(f"--only {id_}", "there is no such node", nearest(id_, wiring.types))
+    targets = set(only) or {id_ for id_, made in wiring.types.items() if made.is_output}
     if not targets:
         fix = "add one (a node that writes or reports), or run one node with --only"
         raise GraphError([Fault(wiring.graph.source, "nothing to do: no node of the graph is an output", fix)])

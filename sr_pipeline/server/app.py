@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -38,7 +39,12 @@ PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>sr_pipelin
 
 
 def create_app(
-    registry: Registry, root: Path, access: Access, packs: Iterable[str] = (), device: str = "auto"
+    registry: Registry,
+    root: Path,
+    access: Access,
+    packs: Iterable[str] = (),
+    device: str = "auto",
+    allowed: Iterable[Path] = (),
 ) -> Starlette:
     """The application over a registry.
 
@@ -48,8 +54,9 @@ def create_app(
         access: who is let in.
         packs: what the worker process loads beside the installed packs.
         device: on which runs compute.
+        allowed: folders that graphs may read beside the root.
     """
-    folders, hub = Folders(root), Hub()
+    folders, hub = Folders(root, tuple(allowed)), Hub()
     jobs = Jobs(folders.queue)
     dispatcher = Dispatcher(jobs, hub, folders, tuple(packs), device)
     state = State(registry, folders, jobs, hub, dispatcher)
@@ -61,6 +68,7 @@ def create_app(
         gc.freeze()  # torch's objects live for ever, and a search through them would hold up answers for half a second
         yield
         await dispatcher.close()
+        await run_in_threadpool(jobs.flush)
 
     editor = editor_folder()
     page = (editor / "index.html").read_text(encoding="utf-8") if editor else PAGE

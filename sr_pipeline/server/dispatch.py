@@ -65,7 +65,7 @@ class Dispatcher:
         return next(path for path in (self.folders.runs / name for name in names) if not path.exists())
 
     def _order(self, job: Job) -> Order:
-        folders = (str(self.folders.input),)
+        folders = tuple(map(str, self.folders.readable))
         return Order(job.id, job.graph.to_json(), job.graph.source, job.only, str(job.run_dir), folders)
 
     def _tell(self, told: Order | Stop | str) -> None:

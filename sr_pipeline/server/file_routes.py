@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import struct
+import zlib
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
 from sr_pipeline.files import written_beside
+from sr_pipeline.jsontext import read_json
 from sr_pipeline.server.answers import Json, fail
 from sr_pipeline.server.folders import OutOfFolderError, inside
 from sr_pipeline.server.security import MAX_UPLOAD
@@ -23,6 +25,22 @@ SHOWN = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "AVIF":
 UPLOADED = {**SHOWN, "TIFF": "image/tiff", "BMP": "image/bmp"}
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".avif": "AVIF"}
 MAX_LISTED = 10_000
+DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+    PIL.Image.DecompressionBombError,
+    PIL.Image.DecompressionBombWarning,
+)
+"""What Pillow's readers raise for bytes that are no picture."""
 SANDBOX = "default-src 'none'; sandbox"
 
 
@@ -108,7 +126,7 @@ async def post_userdata(request: Request) -> Response:
     if path.suffix != ".json":
         fail(415, "no_json", "only files that end in .json are kept")
     try:
-        json.loads(body)
+        read_json(body)
     except (ValueError, RecursionError):
         fail(400, "no_json", "the body is no JSON")
     if path.exists() and request.query_params.get("overwrite", "true").lower() == "false":
@@ -181,7 +199,7 @@ def _is_picture(data: bytes) -> bool:
     try:
         with PIL.Image.open(BytesIO(data), formats=tuple(UPLOADED)) as picture:
             picture.verify()
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
+    except DAMAGE:
         return False
     return True
 

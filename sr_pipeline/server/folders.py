@@ -18,6 +18,8 @@ class Folders:
     """What belongs to one server: the runs, the pictures that were uploaded, the user's workflows and settings."""
 
     root: Path
+    allowed: tuple[Path, ...] = ()
+    """What graphs may read beside the root and the uploads; it is not served."""
 
     @property
     def runs(self) -> Path:
@@ -26,6 +28,11 @@ class Folders:
     @property
     def input(self) -> Path:
         return self.root / "input"
+
+    @property
+    def readable(self) -> tuple[Path, ...]:
+        """What graphs may read beside the root, where the server works."""
+        return self.input, *self.allowed
 
     @property
     def user(self) -> Path:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from bisect import insort
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from sr_pipeline.errors import GraphError
 from sr_pipeline.files import written_beside
 from sr_pipeline.folder import RunFolder
 from sr_pipeline.graph import Graph
@@ -35,7 +38,8 @@ class Job:
     outputs: list[str]
     """The client's ids of the nodes that it runs for."""
     stepping: tuple[str, ...] = ()
-    only: str | None = None
+    only: tuple[str, ...] = ()
+    """Ours of the nodes to run up to; none for all outputs."""
     run_dir: Path | None = None
     status: Status = "pending"
     created: float = field(default_factory=lambda: time.time() * 1000)
@@ -45,6 +49,7 @@ class Job:
     shown: dict[str, Any] = field(default_factory=dict)
     error: dict[str, Any] | None = None
     live: Live | None = None
+    _text: tuple[Any, str] = field(default=(None, ""), init=False, repr=False, compare=False)
 
     def __lt__(self, other: Job) -> bool:
         return self.number < other.number
@@ -91,8 +96,23 @@ class Job:
     def resumable(self) -> bool:
         """Whether it began and did not end; it goes on from its newest checkpoint, or from the start where there is
         none yet."""
-        stopped = self.status in ("failed", "cancelled")
-        return stopped and self.run_dir is not None and RunFolder(self.run_dir).record.is_file()
+        return self.status in ("failed", "cancelled") and _began(self.run_dir)
+
+    @property
+    def text(self) -> str:
+        """As the queue's file has it; written anew only where it has changed."""
+        changing = self.number, self.run_dir
+        if self._text[0] != changing:
+            self._text = changing, json.dumps(_kept(self), allow_nan=False)
+        return self._text[1]
+
+
+def _began(run_dir: Path | None) -> bool:
+    return run_dir is not None and RunFolder(run_dir).record.is_file()
+
+
+Saved = list[tuple[str, bool, Path | None]]
+"""Of each job its text, whether it has ended, and its run's folder."""
 
 
 class Jobs:
@@ -104,6 +124,10 @@ class Jobs:
         self.running: Job | None = None
         self.history: dict[str, Job] = {}
         self.count = 0
+        self._writer = ThreadPoolExecutor(1, "queue's file")
+        self._newest: Saved = []
+        self._written: Saved | None = None
+        self._writing: Future[None] | None = None
 
     def __iter__(self) -> Iterator[Job]:
         yield from self.history.values()
@@ -150,20 +174,42 @@ class Jobs:
         self.save()
 
     def save(self) -> None:
-        """Keep what has not ended, and what ended early and can be gone on with."""
-        kept = [_kept(job) for job in self if job.status in ("pending", "in_progress") or job.resumable]
+        """Keep what has not ended, and what ended early and can be gone on with.
+
+        A thread writes it, so that nobody waits; where it is slower than the changes, it writes the newest alone.
+        """
+        kept = [job for job in self if job.status != "completed"]
+        self._newest = [(job.text, job.status in ("failed", "cancelled"), job.run_dir) for job in kept]
+        self._writing = self._writer.submit(self._write)
+
+    def _write(self) -> None:
+        newest = self._newest
+        if newest is self._written:
+            return
+        texts = [text for text, ended, run_dir in newest if not ended or _began(run_dir)]
         with suppress(OSError), written_beside(self.file, sync=False) as beside:  # a full disk stops no run
-            beside.write_text(json.dumps(kept), encoding="utf-8")
+            beside.write_text(f"[{', '.join(texts)}]", encoding="utf-8")
+        self._written = newest
+
+    def flush(self) -> None:
+        """Wait until all is in the file."""
+        if self._writing is not None:
+            self._writing.result()
 
     def load(self) -> None:
         """Take in what an earlier server left: stopped, to be gone on with when somebody asks."""
         try:
             kept = json.loads(self.file.read_text(encoding="utf-8"))
-            jobs = [_job(entry) for entry in kept]
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except (OSError, ValueError, RecursionError):
             return  # there was none, or it is damaged: the runs' folders themselves are whole
-        self.history |= {job.id: job for job in jobs}
-        self.count = int(max([abs(job.number) for job in jobs], default=0))
+        for number, entry in enumerate(kept if isinstance(kept, list) else ()):
+            try:
+                job = _job(entry)
+            except (GraphError, ValueError, TypeError, KeyError, AttributeError) as error:
+                logging.getLogger(__name__).warning("%s: run %d is passed over: %s", self.file, number, error)
+                continue
+            self.history[job.id] = job
+            self.count = max(self.count, int(abs(job.number)))
 
 
 def _kept(job: Job) -> dict[str, Any]:
@@ -185,8 +231,11 @@ def _kept(job: Job) -> dict[str, Any]:
 
 def _job(entry: dict[str, Any]) -> Job:
     graph = Graph.parse(entry.pop("graph"), entry.pop("source"))
-    run_dir, stepping = entry.pop("run_dir"), entry.pop("stepping")
+    run_dir, stepping, only = (entry.pop(key) for key in ("run_dir", "stepping", "only"))
     folder = Path(run_dir) if run_dir else None
-    job = Job(graph=graph, run_dir=folder, stepping=tuple(stepping), status="cancelled", **entry)
+    targets = (only,) if isinstance(only, str) else tuple(only or ())  # earlier servers kept one id, or null
+    job = Job(graph=graph, run_dir=folder, stepping=tuple(stepping), only=targets, status="cancelled", **entry)
     job.ended = job.created
+    if not (isinstance(job.id, str) and abs(job.number) < 1e9 and job.text):
+        raise ValueError("its id or its number is none")
     return job

@@ -6,7 +6,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +86,11 @@ def read_body(body: Any) -> Posted:
     return Posted(prompt, extra, targets or [], None if isinstance(number, bool) else number, front, id_)
 
 
-def job_of(posted: Posted, registry: Registry, number: float, input_folder: Path) -> Job:
+def job_of(posted: Posted, registry: Registry, number: float, *folders: Path) -> Job:
     """The job that a prompt asks for, its graph checked and planned.
 
-    Ids that the editor numbered anew are ours again, because they name the random numbers and the state.
+    Ids that the editor numbered anew are ours again, because they name the random numbers and the state. Beside the
+    current folder, the graph may read from ``folders``.
 
     Raises:
         PromptError: the graph is faulty; with its faults on the client's nodes.
@@ -98,8 +99,9 @@ def job_of(posted: Posted, registry: Registry, number: float, input_folder: Path
     content: Mapping[str, Any] = posted.prompt
     try:
         read = read_prompt(posted.prompt, posted.workflow or None, registry)
-        graph, names = replace(read.graph, source=posted.name).limited_to(input_folder), dict(read.ids)
-        content = json.loads(graph.to_json())
+        text, names = read.graph.to_json(), dict(read.ids)
+        content = json.loads(text)
+        graph = Graph.parse(text, posted.name).limited_to(*folders)
         only = _only(posted, names, graph, registry)
         plan = compile_plan(graph, registry, only)
     except PipelineError as error:
@@ -108,16 +110,12 @@ def job_of(posted: Posted, registry: Registry, number: float, input_folder: Path
     return Job(posted.prompt_id, number, posted.prompt, posted.extra, graph, names, shown, _stepping(plan), only)
 
 
-def _only(posted: Posted, names: Mapping[str, str], graph: Graph, registry: Registry) -> str | None:
-    """The one node to run up to, if not all outputs are asked for."""
+def _only(posted: Posted, names: Mapping[str, str], graph: Graph, registry: Registry) -> tuple[str, ...]:
+    """The nodes to run up to, if not all outputs are asked for."""
     ours = {theirs: id_ for id_, theirs in names.items()}
     targets = {ours.get(t, t) for t in posted.targets}
     outputs = {id_ for id_, e in graph.nodes.items() if e.class_type in registry and registry[e.class_type].is_output}
-    if not targets or targets >= outputs:
-        return None
-    if len(targets) > 1:
-        raise refused("invalid_prompt", "Some outputs alone cannot be run", "choose one node, or run all")
-    return next(iter(targets))
+    return () if targets == outputs else tuple(sorted(targets))
 
 
 def _stepping(plan: Plan) -> tuple[str, ...]:

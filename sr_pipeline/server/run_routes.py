@@ -20,7 +20,7 @@ async def post_prompt(request: Request) -> Response:
     server, body = state_of(request), await json_body(request)
     try:
         posted = read_body(body)
-        job = await run_in_threadpool(job_of, posted, server.registry, 0.0, server.folders.input)
+        job = await run_in_threadpool(job_of, posted, server.registry, 0.0, *server.folders.readable)
     except PromptError as refused:
         return Json(refused.body, 400)
     if server.jobs.get(job.id):
@@ -29,13 +29,14 @@ async def post_prompt(request: Request) -> Response:
         fail(503, "queue_full", f"{MAX_PENDING} runs wait already")
     count = server.jobs.next_number(posted.front)
     job.number = count if posted.number is None else posted.number
-    _queue(server, job)
-    return Json({"prompt_id": job.id, "number": job.number, "node_errors": {}})
+    return await _queue(server, job)
 
 
-def _queue(server: State, job: Job) -> None:
+async def _queue(server: State, job: Job) -> Response:
     server.jobs.add(job)
     server.dispatcher.next()
+    await run_in_threadpool(server.jobs.flush)  # what was answered outlives the server
+    return Json({"prompt_id": job.id, "number": job.number, "node_errors": {}})
 
 
 async def get_prompt(request: Request) -> Response:
@@ -158,5 +159,4 @@ async def post_resume(request: Request) -> Response:
     del server.jobs.history[job.id]
     job.status, job.number = "pending", server.jobs.next_number()
     job.shown, job.error, job.messages, job.started, job.ended = {}, None, [], None, None
-    _queue(server, job)
-    return Json({"prompt_id": job.id, "number": job.number, "node_errors": {}})
+    return await _queue(server, job)

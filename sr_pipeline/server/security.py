@@ -61,7 +61,8 @@ class Doors:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        refusal = self._refusal(Request({**scope, "type": "http", "method": scope.get("method", "GET")}))
+        request = Request({**scope, "type": "http", "method": scope.get("method", "GET")})
+        refusal = self._refusal(request, opens_socket=scope["type"] == "websocket")
         if refusal is None:
             await self.app(scope, receive, send)
         elif scope["type"] == "http" or "websocket.http.response" in scope.get("extensions", {}):
@@ -69,7 +70,7 @@ class Doors:
         else:
             await send({"type": "websocket.close", "code": 1008})
 
-    def _refusal(self, request: Request) -> Response | None:
+    def _refusal(self, request: Request, opens_socket: bool) -> Response | None:
         hosts = request.headers.getlist("host")
         host = _hostname(hosts[0]) if len(hosts) == 1 else ""
         if not self.access.knows_host(host):
@@ -78,13 +79,15 @@ class Doors:
             return HttpError(403, "origin", "a page of another site may not use this server").answer()
         if not _no_cross_site(request):
             return HttpError(403, "fetch_site", "a page of another site may not use this server").answer()
-        return self._token(request)
+        return self._token(request, opens_socket)
 
-    def _token(self, request: Request) -> Response | None:
+    def _token(self, request: Request, opens_socket: bool) -> Response | None:
         if self.access.token is None:
             return None
         asked = request.query_params.get("token")
         if asked is not None and request.method == "GET" and _equal(asked, self.access.token):
+            if opens_socket:  # which follows no redirection
+                return None
             response = RedirectResponse(str(request.url.remove_query_params("token")).partition(request.url.netloc)[2])
             response.set_cookie(COOKIE, self.access.token, httponly=True, samesite="strict")
             return response
@@ -156,9 +159,6 @@ class Limits:
         limit = MAX_UPLOAD if scope["path"].endswith("/upload/image") else MAX_BYTES
         too_large = HttpError(413, "too_large", f"at most {limit} bytes are taken").answer()
         length = Headers(scope=scope).get("content-length", "0")
-        if not length.isascii() or not length.isdigit() or int(length) > limit:
-            await too_large(scope, receive, send)
-            return
         began = False
 
         async def told(message: Message) -> None:
@@ -168,13 +168,16 @@ class Limits:
                 self._add_headers(MutableHeaders(scope=message))
             await send(message)
 
+        if not length.isascii() or not length.isdigit() or int(length) > limit:
+            await too_large(scope, receive, told)
+            return
         try:
             await self.app(scope, _bounded(receive, limit), told)
         except TooLargeError:
-            await too_large(scope, receive, send)
+            await too_large(scope, receive, told)
         except TooSlowError:
             if not began:
-                await HttpError(408, "too_slow", "the body did not come in time").answer()(scope, receive, send)
+                await HttpError(408, "too_slow", "the body did not come in time").answer()(scope, receive, told)
 
     def _add_headers(self, headers: MutableHeaders) -> None:
         headers.setdefault("content-security-policy", self.policy)

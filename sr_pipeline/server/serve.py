@@ -31,6 +31,7 @@ def serve(
     packs: Sequence[str] = (),
     token: str | None = None,
     hosts: Sequence[str] = (),
+    allowed: Sequence[Path] = (),
     browser: bool = False,
     query: str = "",
     say: Callable[[str], None] = print,
@@ -45,6 +46,7 @@ def serve(
         packs: more nodes: modules or .py files.
         token: what each request must bring.
         hosts: names by which the server is called beside its address.
+        allowed: folders that graphs may read beside that where it works.
         browser: open the editor.
         query: of the address that is opened, ``template=train_srgan`` for one.
         say: where the address is told.
@@ -53,9 +55,10 @@ def serve(
     token = token or (None if loopback else secrets.token_urlsafe(24))
     access = Access(loopback, frozenset(hosts), token)
     registry, packs = load_packs(packs), [absolute(pack) for pack in packs]
+    allowed = [path.resolve() for path in allowed]
     Path(folder).mkdir(parents=True, exist_ok=True)
     os.chdir(folder)  # which the worker process takes over
-    app = create_app(registry, Path.cwd(), access, packs, device)
+    app = create_app(registry, Path.cwd(), access, packs, device, allowed)
     server = _Server(config_of(app, host, port))
     asked = "&".join(part for part in (query, urlencode({"token": token}) if token else "") if part)
 

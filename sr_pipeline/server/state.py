@@ -11,6 +11,7 @@ from starlette.requests import HTTPConnection
 
 from sr_pipeline.files import written_beside
 from sr_pipeline.graph import Graph
+from sr_pipeline.jsontext import read_json
 from sr_pipeline.registry import Registry
 from sr_pipeline.server.answers import Json
 from sr_pipeline.server.dispatch import Dispatcher
@@ -63,8 +64,8 @@ class State:
         self.folders.make()
         self.jobs.load()
         try:
-            kept = json.loads(self.folders.settings.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            kept = read_json(self.folders.settings.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):  # there is none, or it is damaged
             kept = {}
         self.settings = {**(kept if isinstance(kept, dict) else {}), **DEFAULTS}
 

@@ -11,12 +11,13 @@ import math
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from sr_pipeline.catalogue import literal_schema
+from sr_pipeline.jsontext import read_json
 from sr_pipeline.node import Input, NodeType
 from sr_pipeline.registry import Registry
 from sr_pipeline.sockets import SocketType
@@ -57,8 +58,13 @@ def in_order(made: NodeType) -> list[Input]:
 
 
 def default_literal(input_: Input) -> Any:
-    """The default of an input as a graph would write it; null where there is none."""
-    return None if input_.required else to_jsonable_python(input_.default, fallback=str)
+    """The default of an input as a graph would write it; null where there is none, or one that JSON cannot write."""
+    literal = None if input_.required else to_jsonable_python(input_.default, fallback=str)
+    try:
+        json.dumps(literal, allow_nan=False)
+    except ValueError:
+        return None
+    return literal
 
 
 def shown(input_: Input, literal: Any) -> Any:
@@ -75,13 +81,9 @@ def read(input_: Input, value: Any) -> Any:
     if found is None or found.kind != "JSON" or not isinstance(value, str):
         return value
     try:
-        return json.loads(value, parse_constant=_no_number)
+        return read_json(value)
     except (ValueError, RecursionError):
         return value
-
-
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
 
 
 def input_spec(input_: Input, registry: Registry) -> list[Any]:
@@ -90,8 +92,9 @@ def input_spec(input_: Input, registry: Registry) -> list[Any]:
     found = widget(input_)
     if found is None:
         return [socket_name(input_.type, registry), {**options, "forceInput": True}]
-    if not input_.required:
-        options["default"] = shown(input_, default_literal(input_))
+    default = default_literal(input_)
+    if default is not None or (not input_.required and input_.default is None):
+        options["default"] = shown(input_, default)
     if found.kind == "COMBO":
         return [found.schema["enum"], options]
     if found.kind == "JSON":

@@ -54,7 +54,7 @@ class Order:
     job: str
     graph: str
     source: str
-    only: str | None = None
+    only: tuple[str, ...] = ()
     run_dir: str | None = None
     folders: tuple[str, ...] = ()
 

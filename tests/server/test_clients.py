@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import urllib.request
 import warnings
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 import pytest
 
-from server.conftest import Server
+from server.conftest import Server, wait_for
 from server.pack import training
 
 with warnings.catch_warnings():
@@ -52,3 +54,16 @@ def test_comfy_api_simplified_sees_the_nodes_the_queue_and_errors(
     with pytest.raises(ComfyApiError, match="Execution error"):
         api.queue_and_wait_images(ComfyWorkflowWrapper(failing), "shade")
     api.interrupt()
+
+
+def test_comfyuis_own_example_by_urllib_runs_a_graph(server: Server) -> None:
+    """Its body has no declared type, and urllib calls that a form."""
+
+    def asked(path: str, body: bytes | None = None) -> Any:
+        with urllib.request.urlopen(urllib.request.Request(f"{server.url}{path}", body)) as answer:
+            return json.loads(answer.read())
+
+    id_ = asked("/prompt", json.dumps({"prompt": training(steps=2), "client_id": "me"}).encode())["prompt_id"]
+    history = wait_for(lambda: asked(f"/history/{id_}"))[id_]
+    assert history["status"]["completed"] is True
+    assert [image["filename"] for image in history["outputs"]["shade"]["images"]] == ["1.png", "2.png"]

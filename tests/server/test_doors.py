@@ -146,6 +146,7 @@ def test_nothing_outside_of_the_folders_is_written(client: TestClient, folder: P
         ("cat.png", b"MZ not a picture", {}, 415),
         ("cat.png", b"", {}, 415),
         ("cat.gif", picture("GIF"), {}, 415),
+        ("cat.avif", picture("AVIF").replace(b"av1C", b"none"), {}, 415),
     ],
 )
 def test_uploads_that_are_no_pictures_or_lead_out(
@@ -261,7 +262,10 @@ def test_a_client_that_is_slow_with_its_head_or_its_body_is_let_go(server: Serve
             if not answers[connection]:
                 connection.sendall(b" ")
         for connection in select.select(opened, (), (), 1.0)[0]:
-            answers[connection] = answers[connection] or connection.recv(100)
+            answers[connection] = answers[connection] or connection.recv(4096)
     assert {answer[:12] for answer in answers.values()} == {b"HTTP/1.1 408"}
+    for connection in opened[2:]:  # which reached the application
+        assert b"default-src 'self'" in answers[connection]
+        assert b"x-content-type-options: nosniff" in answers[connection]
     for connection in opened:
         connection.close()

@@ -18,7 +18,7 @@ from sr_pipeline.server.app import create_app, editor_folder
 from sr_pipeline.server.openapi import describe
 from sr_pipeline.server.routes import ENDPOINTS
 from sr_pipeline.server.security import Access
-from sr_pipeline.server.state import State
+from sr_pipeline.server.state import DEFAULTS, State
 from sr_pipeline.server.workflow import templates
 
 
@@ -74,6 +74,15 @@ def test_settings_are_kept_but_those_that_would_open_doors_or_diffusion_graphs(
     state.settings = {}
     state.load()
     assert state.settings == found
+
+
+@pytest.mark.parametrize("text", ['{"a": Infinity}', '{"a": 1e999}', "[" * 100_000, "{", "[1]", "\udcff"])
+def test_a_damaged_file_of_settings_is_none(app: Starlette, client: TestClient, tmp_path: Path, text: str) -> None:
+    (tmp_path / "user/.settings.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    app.state.server.load()
+    assert client.get("/settings").json() == DEFAULTS
+    assert client.post("/settings/a", json=1).status_code == 200
+    assert json.loads((tmp_path / "user/.settings.json").read_text())["a"] == 1
 
 
 def test_workflows_are_kept(client: TestClient, tmp_path: Path) -> None:

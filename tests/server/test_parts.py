@@ -5,25 +5,33 @@ from __future__ import annotations
 import io
 import json
 import struct
+import time
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from threading import Event, current_thread
 from typing import Any
 
 import PIL.Image
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.testclient import TestClient
 
+from sr_pipeline.files import written_beside
 from sr_pipeline.graph import Graph
 from sr_pipeline.registry import Registry
 from sr_pipeline.server import jobs
+from sr_pipeline.server.app import create_app
 from sr_pipeline.server.curves import MAX_POINTS, Line, draw
+from sr_pipeline.server.dispatch import Dispatcher
 from sr_pipeline.server.folders import OutOfFolderError, inside
 from sr_pipeline.server.frames import Frame, message, preview_frame, text_frame
 from sr_pipeline.server.hub import Client
 from sr_pipeline.server.jobs import Job, Jobs
 from sr_pipeline.server.live import MAX_IMAGES, Live
 from sr_pipeline.server.objects import object_info
-from sr_pipeline.server.security import content_policy
+from sr_pipeline.server.security import Access, content_policy
 from sr_pipeline.server.thumbnails import draw as draw_thumbnail
 from sr_pipeline.server.workflow import templates, to_workflow
 
@@ -155,6 +163,7 @@ def test_the_queue_survives_its_server(tmp_path: Path) -> None:
     assert [j.id for j in first.pending] == ["b", "c"]
     assert first.take() is None
     first.end(first.pending[-1], "completed")
+    first.flush()
     second = Jobs(tmp_path / "queue.json")
     second.load()
     assert {j.id: j.status for j in second} == {"a": "cancelled", "b": "cancelled"}
@@ -163,12 +172,115 @@ def test_the_queue_survives_its_server(tmp_path: Path) -> None:
     assert second.next_number() == 3
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", '{"a": 1}', "null", '[{"graph": "{}"}]'])
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "[1]", '{"a": 1}', "null", '[{"graph": "{}"}]'])
 def test_a_damaged_queue_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "queue.json").write_text(text)
     found = Jobs(tmp_path / "queue.json")
     found.load()
     assert list(found) == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"graph": "[]"},
+        {"graph": '{"a": 1}'},
+        {"extra": {"a": float("inf")}},
+        {"number": "1"},
+        {"number": 1e999},
+        {"id": 1},
+    ],
+)
+def test_a_run_whose_entry_is_refused_is_passed_over_and_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: dict[str, Any]
+) -> None:
+    first = Jobs(tmp_path / "queue.json")
+    for made in (job("a", 1), job("b", 2), job("c", 3)):
+        first.add(made)
+    first.flush()
+    kept = json.loads(first.file.read_text())
+    kept[1] |= damage
+    first.file.write_text(json.dumps(kept))
+    second = Jobs(first.file)
+    second.load()
+    assert [j.id for j in second] == ["a", "c"]
+    assert ["run 1 is passed over: " in told for told in caplog.messages] == [True]
+
+
+@pytest.mark.parametrize(("kept", "only"), [(None, ()), ("a", ("a",)), (["a", "b"], ("a", "b"))])
+def test_the_nodes_to_run_up_to_are_kept_and_read_as_earlier_servers_kept_them(
+    tmp_path: Path, kept: Any, only: tuple[str, ...]
+) -> None:
+    first = Jobs(tmp_path / "queue.json")
+    first.add(replace(job("a", 1), only=only))
+    first.flush()
+    written = json.loads(first.file.read_text())
+    assert written[0]["only"] == list(only)
+    first.file.write_text(json.dumps([written[0] | {"only": kept}]))
+    second = Jobs(first.file)
+    second.load()
+    assert second.history["a"].only == only
+
+
+def test_a_save_writes_no_run_anew_that_has_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: Counter[str] = Counter()
+    kept = jobs._kept
+    monkeypatch.setattr(jobs, "_kept", lambda job: counted.update([job.id]) or kept(job))
+    found = Jobs(tmp_path / "queue.json")
+    for n in range(50):
+        found.add(job(str(n), n))
+    assert (len(counted), counted.total()) == (50, 50)
+    found.pending[7].run_dir = tmp_path
+    found.save()
+    assert counted.total() == 51
+    found.flush()
+    written = json.loads(found.file.read_text())
+    assert [entry["id"] for entry in written] == [str(n) for n in range(50)]
+    assert written[7]["run_dir"] == str(tmp_path)
+
+
+def test_the_queue_is_written_by_a_thread_that_writes_the_newest_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+    begun, go_on = Event(), Event()
+
+    def slowly(*given: Any, **more: Any) -> Any:
+        threads.append(current_thread())
+        begun.set()
+        assert go_on.wait(60)
+        return written_beside(*given, **more)
+
+    monkeypatch.setattr(jobs, "written_beside", slowly)
+    found = Jobs(tmp_path / "queue.json")
+    found.add(job("0", 0))
+    assert begun.wait(60)
+    for n in range(1, 10):
+        found.add(job(str(n), n))
+    go_on.set()
+    found.flush()
+    assert len(threads) == 2
+    assert current_thread() not in threads
+    assert [entry["id"] for entry in json.loads(found.file.read_text())] == [str(n) for n in range(10)]
+
+
+def test_the_queue_is_on_disk_when_the_server_has_ended(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def closed(_: Dispatcher) -> None:
+        app.state.server.jobs.add(job("a", 1))
+
+    def slowly(*given: Any, **more: Any) -> Any:
+        time.sleep(0.3)
+        return written_beside(*given, **more)
+
+    monkeypatch.setattr(Dispatcher, "start", lambda _: None)
+    monkeypatch.setattr(Dispatcher, "close", closed)
+    monkeypatch.setattr(jobs, "written_beside", slowly)
+    app = create_app(registry, tmp_path, Access())
+    with TestClient(app):
+        pass
+    assert [entry["id"] for entry in json.loads((tmp_path / "runs/.queue.json").read_text())] == ["a"]
 
 
 def test_history_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -148,6 +148,16 @@ def test_a_graph_may_read_the_uploads_and_what_ships_and_nothing_else(nodes: Reg
     assert list(refusal(nodes, away, tmp_path)["node_errors"]) == ["saved"]
 
 
+def test_an_id_that_no_message_can_carry_is_a_fault(nodes: Registry) -> None:
+    """The client's, or the one that a node of the editor remembers."""
+    note = {"class_type": "scale", "inputs": {"tick": 1.0}}
+    told = refusal(nodes, {**training(), "\ud800": note})
+    assert told["node_errors"]["\ud800"]["errors"][0]["message"] == "a node's id holds half of a surrogate pair"
+    remembers = {**note, "_meta": {"sr_pipeline": {"id": "a\udfff"}}}
+    told = refusal(nodes, {**training(), "7": remembers})
+    assert list(told["node_errors"]) == ["7"]
+
+
 def test_the_editors_numbers_become_our_ids_and_errors_come_back_under_its_numbers(nodes: Registry) -> None:
     graph = Graph.parse(json.dumps(training()))
     workflow = to_workflow(graph, nodes)

@@ -42,7 +42,11 @@ def test_nothing_is_moved_out_or_in(client: TestClient, path: str, status: int) 
         ("POST", "/prompt", b"\xff\xfe", {}, 400),
         ("POST", "/prompt", b"[" * 100_000, {}, 400),
         ("POST", "/prompt", b'{"prompt": {"a": NaN}}', {}, 400),
-        ("POST", "/prompt", b"prompt=1", {"content-type": "application/x-www-form-urlencoded"}, 415),
+        ("POST", "/prompt", b'{"prompt": {"a": {"class_type": "mean", "inputs": {"x": 1e999}}}}', {}, 400),
+        ("POST", "/settings/x", b"1e999", {}, 400),
+        ("POST", "/settings", b'{"x": [1e999]}', {}, 400),
+        ("POST", "/userdata/workflows%2fx.json", b"1e999", {}, 400),
+        ("POST", "/prompt", b"prompt=1", {"content-type": "application/x-www-form-urlencoded"}, 400),
         ("POST", "/prompt", b"--x", {"content-type": "multipart/form-data; boundary=x"}, 415),
         ("POST", "/upload/image", b"{}", {"content-type": "application/json"}, 415),
         ("POST", "/upload/image", b"nothing", {"content-type": "multipart/form-data"}, 400),
@@ -74,9 +78,23 @@ def test_what_has_not_the_form_of_a_request(
         assert set(answer.json()["error"]) == {"type", "message", "details", "extra_info"}
 
 
+@pytest.mark.parametrize("headers", [{"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}])
+def test_a_form_of_another_site_is_refused_whatever_is_in_it(client: TestClient, headers: dict[str, str]) -> None:
+    """What a page can send without asking."""
+    for kind in ("application/x-www-form-urlencoded", "text/plain", "multipart/form-data; boundary=x"):
+        answer = client.post("/settings/x", content=b"1", headers={**headers, "content-type": kind})
+        assert answer.status_code == 403
+    assert client.get("/settings/x").json() is None
+    assert client.post("/settings", content=b"{}", headers={"content-type": "text/plain"}).status_code == 200
+
+
 def test_a_body_that_grows_too_large_is_cut_off(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(security, "MAX_BYTES", 1000)
-    assert client.post("/prompt", content=iter([b" " * 600, b" " * 600])).status_code == 413
+    for content in (iter([b" " * 600, b" " * 600]), b" " * 1200):
+        answer = client.post("/prompt", content=content)
+        assert answer.status_code == 413
+        assert "default-src 'self'" in answer.headers["content-security-policy"]
+        assert answer.headers["x-content-type-options"] == "nosniff"
 
 
 @pytest.mark.parametrize(
@@ -105,6 +123,20 @@ def test_the_address_with_the_token_becomes_a_cookie_for_this_site_alone(guarded
     assert answer.headers["location"] == "/?template=train_srgan"
     assert {"HttpOnly", "SameSite=strict"} <= set(answer.headers["set-cookie"].split("; "))
     assert client.get("/queue").status_code == 200
+
+
+def test_the_address_with_the_token_opens_a_socket(guarded: Starlette) -> None:
+    """Which follows no redirection."""
+    client = TestClient(guarded, "http://192.168.0.7:8188")
+    socket = client.websocket_connect(f"ws://192.168.0.7:8188/ws?clientId=me&token={TOKEN}")
+    with suppress(CancelledError), socket as opened:  # the test's client cancels the server's side as it leaves
+        assert opened.receive_json()["data"]["sid"] == "me"
+    evil = {"origin": "http://evil.example"}
+    for query, headers, status in (("wrong", {}, 401), (TOKEN, evil, 403)):
+        socket = client.websocket_connect(f"ws://192.168.0.7:8188/ws?token={query}", headers=headers)
+        with pytest.raises(WebSocketDenialResponse) as refused, socket:
+            pass
+        assert refused.value.status_code == status
 
 
 def test_pages_may_load_from_here_alone(client: TestClient) -> None:

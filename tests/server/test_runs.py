@@ -10,7 +10,7 @@ from typing import Any
 import PIL.Image
 import torch
 
-from server.conftest import Server, wait_for
+from server.conftest import Server, serving, wait_for
 from server.pack import training
 from sr_pipeline.check import with_settings
 from sr_pipeline.graph import Graph
@@ -208,8 +208,40 @@ def test_one_output_alone(server: Server) -> None:
     id_ = server.queued(training(steps=2), partial_execution_targets=["shade"])
     server.ended(id_)
     assert list(server.http.get(f"/history/{id_}").json()[id_]["outputs"]) == ["shade"]
-    answer = server.post(training(), partial_execution_targets=["shade", "curve"])
+
+
+def test_some_outputs_alone(server: Server) -> None:
+    id_ = server.queued(training(steps=2), partial_execution_targets=["shade", "curve"])
+    server.ended(id_)
+    assert set(server.http.get(f"/history/{id_}").json()[id_]["outputs"]) == {"shade", "curve"}
+    assert not (server.run_dir(id_) / "weights.pt").exists()
+    settings = json.loads((server.run_dir(id_) / "run.json").read_text())["settings"]
+    assert settings["only"] == ["curve", "shade"]
+    answer = server.post(training(), partial_execution_targets=["shade", "curve", "none"])
     assert answer.status_code == 400
+    assert "there is no such node" in answer.text
+
+
+def test_a_graph_reads_the_folders_that_the_server_was_told_and_no_others(tmp_path: Path) -> None:
+    for name in ("photos", "secret"):
+        (tmp_path / name).mkdir()
+        PIL.Image.new("RGB", (2, 2)).save(tmp_path / name / "cat.png")
+
+    def reading(folder: str) -> dict[str, Any]:
+        image = {"class_type": "load_image", "inputs": {"path": str(tmp_path / folder / "cat.png")}}
+        return {"cat": image, "saved": {"class_type": "save_image", "inputs": {"image": ["cat", 0]}}}
+
+    with serving(tmp_path / "work", "--allow-folder", str(tmp_path / "photos")) as server:
+        assert server.ended(server.queued(reading("photos")))["status"] == "completed"
+        assert server.post(reading("secret")).status_code == 400
+
+
+def test_a_picture_that_a_run_writes_carries_the_graph_as_it_ran(server: Server) -> None:
+    photo = {"class_type": "load_image", "inputs": {"path": "sr_nodes:samples/test/picture-1a.jpg"}}
+    prompt = {"photo": photo, "saved": {"class_type": "save_image", "inputs": {"image": ["photo", 0]}}}
+    id_ = server.queued(prompt)
+    assert server.ended(id_)["status"] == "completed"
+    assert Graph.load(server.run_dir(id_) / "image.png") == Graph.parse(json.dumps(prompt))
 
 
 def test_history_is_forgotten_but_not_the_folder(server: Server) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ def started(monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[dict[str, A
 
     def create_app(*given: Any) -> str:
         found["access"] = given[2]
+        found["allowed"] = given[5]
         return "app"
 
     def run(server: Any) -> None:
@@ -53,6 +55,14 @@ def test_another_address_gets_a_token_which_the_printed_address_holds(monkeypatc
     again = started(monkeypatch, "--host", "::", "--token", "mine")
     assert again[1].token == "mine"
     assert "http://[::]:4321/?token=mine " in again[2]
+
+
+def test_graphs_may_read_the_folders_that_are_named_from_where_it_was_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ("--folder", "work", "--allow-folder", "photos", "--allow-folder", "/data")
+    assert started(monkeypatch, *options)[0]["allowed"] == [tmp_path / "photos", Path("/data")]
 
 
 def test_it_does_not_trust_headers_of_a_proxy_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

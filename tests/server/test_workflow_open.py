@@ -78,13 +78,14 @@ def test_where_nothing_answers_it_is_kept_for_the_server_that_is_started(
 ) -> None:
     started: list[Any] = []
     monkeypatch.setattr("sr_pipeline.cli._serve", lambda *given, **options: started.append((given, options)))
-    folder = tmp_path / "here"
-    result = CliRunner().invoke(app, ["open", str(changed), "--port", "9", "--folder", str(folder)])
+    folder, command = tmp_path / "here", ["open", str(changed), "--port", "9"]
+    result = CliRunner().invoke(app, [*command, "--folder", str(folder), "--allow-folder", "photos"])
     assert result.exit_code == 0, result.output
     name, workflow = workflow_to_open(str(changed))
     [(given, options)] = started
     assert given == ("127.0.0.1", 9)
-    assert options == {"folder": folder, "packs": (), "browser": True, "query": f"template={name}"}
+    wanted = {"folder": folder, "packs": (), "allowed": [Path("photos")], "browser": True}
+    assert options == {**wanted, "query": f"template={name}"}
     assert json.loads((folder / "user" / "workflows" / f"{name}.json").read_text(encoding="utf-8")) == workflow
 
 

@@ -8,9 +8,12 @@ from typing import Any, Literal
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sr_pipeline.graph import Entry, Graph
 from sr_pipeline.node import node, node_type
 from sr_pipeline.registry import Registry
+from sr_pipeline.server.objects import object_info
 from sr_pipeline.server.widgets import input_spec, output_name, read, shown, widget
+from sr_pipeline.server.workflow import to_api, to_workflow
 from sr_pipeline.sockets import Loss, Model
 
 scalars = (
@@ -68,12 +71,32 @@ def test_specs() -> None:
     assert specs["number"][1] == {"default": 1e-4, "min": -1e300, "max": 1e300, "step": 1e-6}
 
 
+@node
+def unbounded(number: float = float("inf"), many: tuple[float, ...] = (1.0, float("nan"))) -> float:
+    """Defaults that JSON has not."""
+    return number + len(many)
+
+
+def test_a_default_that_json_cannot_write_is_left_out_and_comes_back_as_none_was_given() -> None:
+    registry = Registry([unbounded])
+    info = json.dumps(object_info(registry), allow_nan=False)
+    assert ["default" in spec for _, spec in json.loads(info)["unbounded"]["input"]["optional"].values()] == [False] * 2
+    graph = Graph({"a": Entry("unbounded")})
+    workflow = json.loads(json.dumps(to_workflow(graph, registry), allow_nan=False))
+    assert to_api(workflow, registry) == graph
+
+
 @given(values)
 def test_what_is_shown_is_read_back(value: Any) -> None:
     """To the byte: 1 is not 1.0, and the text "null" is not null."""
     for input_ in INPUTS.values():
         assert json.dumps(read(input_, json.loads(json.dumps(shown(input_, value))))) == json.dumps(value)
     assert isinstance(shown(INPUTS["maybe"], value), str)
+
+
+def test_a_text_that_is_no_finite_number_stays_a_text() -> None:
+    for text in ("1e999", "[-1e999]", "NaN"):
+        assert read(INPUTS["maybe"], text) == text
 
 
 def test_the_editor_links_what_the_check_accepts(registry: Registry) -> None:

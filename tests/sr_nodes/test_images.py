@@ -14,6 +14,7 @@ from sr_nodes.degradation import bicubic, bicubic_upscale
 from sr_nodes.images import Window, busiest_window, comparison, preview, save_image
 from sr_nodes.metrics import psnr
 from sr_nodes.pictures import load_image, read_picture, to_image, to_uint8
+from sr_pipeline.graph import Entry, Graph
 from sr_pipeline.sockets import Reporter
 
 
@@ -88,6 +89,14 @@ def test_save_image_of_one_is_lossless(tmp_path: Path, filename: str) -> None:
     save_image(image, filename, run_dir=tmp_path, report=album)
     assert album.paths == [tmp_path / filename]
     assert torch.equal(to_image(read_picture(tmp_path / filename)), to_uint8(image) / 255)
+
+
+def test_each_png_carries_the_graph_of_its_run(tmp_path: Path) -> None:
+    graph = Graph({"a": Entry("load_image", {"path": "naïve.png"})})
+    graph.save(tmp_path / "graph.json")
+    for filename in ("a.png", "a.webp"):
+        save_image(images(2, 3, 4, 4), filename, run_dir=tmp_path)
+    assert [Graph.load(tmp_path / f"a-000{n}.png") for n in (1, 2)] == [graph] * 2
 
 
 def test_save_image_of_a_batch_is_numbered(tmp_path: Path) -> None:

@@ -78,6 +78,14 @@ def test_only_runs_up_to_one_node() -> None:
     assert names(toys.plan_of("x = batches()\ny = double(x)\nw = write(y)", "y").ops) == ["x", "y"]
 
 
+def test_only_runs_up_to_any_number_of_nodes() -> None:
+    text = "x = batches()\na = double(x)\nb = double(x)\nc = double(a)\nw = write(c)"
+    assert names(toys.plan_of(text, ["a", "b"]).ops) == ["x", "a", "b"]
+    assert names(toys.plan_of(text, []).ops) == ["x", "a", "c", "w"]
+    with pytest.raises(UsageError, match="--only d: there is no such node"):
+        toys.plan_of(text, ["a", "d"])
+
+
 def test_a_mutator_is_needed_by_a_step_that_reads_what_it_changes() -> None:
     assert "step" in names(toys.plan_of(toys.REGRESSION, "y").ops)
 
