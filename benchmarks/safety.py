@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from typing import Any
 import torch
 
 from measure import arguments, device_of, machine, publish, tell, wait
+from sr_pipeline.allocator import kept_memory
 from sr_pipeline.checkpoint import latest
 from sr_pipeline.events import Channel, Event, Progress
 from sr_pipeline.execute import Context, Executor
@@ -103,11 +105,11 @@ class Watch:
 
 
 def bare(graph: Graph, steps: int, device: torch.device, _: Path) -> Cost:
-    """Of a loop."""
-    mode = chosen_mode("fp32", "auto", device)  # as ``run`` has it
+    """Of a loop, in the mode of ``run``."""
+    mode = chosen_mode("auto", "auto", device)
     executor = Executor(compile_plan(graph, load_packs()), Context(Path(), 0, device, Channel([]), mode))
     watch = Watch(steps, device)
-    with torch.no_grad():
+    with torch.no_grad(), kept_memory() if device.type == "cpu" else nullcontext():
         executor.setup()
         for step, item in enumerate(executor.stream(0)):
             if step == WARM:
@@ -131,7 +133,7 @@ def through_run(every: int, graph: Graph, steps: int, device: torch.device, fold
             watch.start()
         return False
 
-    run(graph, device=str(device), run_dir=folder, checkpoint_every=every, sinks=[sink], stop=stop)
+    run(graph, device=str(device), capture="off", run_dir=folder, checkpoint_every=every, sinks=[sink], stop=stop)
     return watch.cost() if every < steps else costs[0]
 
 

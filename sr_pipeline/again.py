@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 
 from sr_pipeline.events import Event, Resumed, RunStarted, Saved
+from sr_pipeline.launch import STARTED_BY
 
 
 class Again:
@@ -25,11 +27,17 @@ class Again:
 
     def command(self) -> str:
         """This process's own command with the run's folder and ``--resume``; empty while no state is saved."""
-        words = ["sr-pipeline", *sys.argv[1:]]
+        words = sys.argv[1:]
         words += [] if self.named else ["--run-dir", self.folder]
         words += [] if self.resumes else ["--resume"]
-        words += ["--nproc", str(self.processes)] if self.processes > 1 else []
-        return f"go on with: {shlex.join(words)}" if self.saved else ""
+        command = ["sr-pipeline", *words]
+        if STARTED_BY in os.environ:
+            command += shlex.split(os.environ[STARTED_BY])
+        elif int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1:  # torchrun's name for the number of machines
+            command = ["torchrun", "...", "-m", "sr_pipeline", *words]
+        elif self.processes > 1:
+            command += ["--nproc", str(self.processes)]
+        return f"go on with: {shlex.join(command)}" if self.saved else ""
 
     def __enter__(self) -> None:
         pass

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -139,10 +140,16 @@ def _on_host(taken: Snapshot) -> dict[str, Tensor]:
     """The tensors in the host's memory; those of a GPU come over a stream of its own, which no step waits for."""
     if not taken.ready:
         return taken.tensors
-    with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
+    device = next(tensor.device for tensor in taken.tensors.values() if tensor.is_cuda)
+    with torch.cuda.stream(_stream(device)):
         for event in taken.ready:
             event.wait()
         return {name: tensor.cpu() for name, tensor in taken.tensors.items()}
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _refuse_no_numbers(taken: Snapshot, tensors: Mapping[str, Tensor]) -> None:

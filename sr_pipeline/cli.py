@@ -36,6 +36,10 @@ AllowOption = Annotated[
         help="Let a picture's graph read this folder beside the current one; a graph file then has that limit too.",
     ),
 ]
+ServedOption = Annotated[
+    Optional[list[Path]],
+    typer.Option("--allow-folder", metavar="DIR", help="Let graphs read this folder beside --folder."),
+]
 PackOption = Annotated[
     Optional[list[str]], typer.Option("--pack", metavar="PACK", help="More nodes: a module, or a .py file.")
 ]
@@ -64,7 +68,7 @@ def run(
     settings: SetOption = None,
     steps: Annotated[Optional[int], typer.Option(help="The total number of steps, on --resume too.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, tf32, bf16 or auto.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, tf32, bf16 or auto: the fastest here.")] = "auto",
     memory_format: Annotated[str, typer.Option(help="contiguous, channels_last or auto.")] = "auto",
     capture: Annotated[
         str, typer.Option(help="Of a step: off, graph (one CUDA graph, replayed), compile (the networks) or auto.")
@@ -97,12 +101,19 @@ def run(
     max_restarts: Annotated[
         int, typer.Option(min=0, help="With --nproc: how often a process that is lost is replaced.")
     ] = 0,
+    nnodes: Annotated[
+        Optional[str], typer.Option(metavar="N|MIN:MAX", help="With --nproc: machines that share the run.")
+    ] = None,
+    rdzv_endpoint: Annotated[
+        Optional[str], typer.Option(metavar="HOST:PORT", help="With --nnodes: where they meet, on one of them.")
+    ] = None,
+    rdzv_id: Annotated[Optional[str], typer.Option(help="With --nnodes: the job's name, on all of them.")] = None,
     allow_folder: AllowOption = None,
     pack: PackOption = None,
 ) -> None:
     """Run a graph: train, or whatever its nodes do. Ctrl-C finishes the step, saves, and exits with 130."""
-    if nproc is not None:
-        raise typer.Exit(_start(nproc, max_restarts))
+    if nproc is not None or nnodes is not None:
+        raise typer.Exit(_start(nproc, nnodes, rdzv_endpoint))
     from sr_pipeline import launch
     from sr_pipeline.again import Again
     from sr_pipeline.console import console_for
@@ -261,6 +272,7 @@ def serve(
     allow_host: Annotated[
         Optional[list[str]], typer.Option(metavar="NAME", help="A name by which the server may be called.")
     ] = None,
+    allow_folder: ServedOption = None,
     pack: PackOption = None,
 ) -> None:
     """Serve ComfyUI's graph editor and its protocol: graphs run here, one after another, and are watched there."""
@@ -272,6 +284,7 @@ def serve(
         packs=pack or (),
         token=token,
         hosts=allow_host or (),
+        allowed=allow_folder or (),
         browser=open_browser,
     )
 
@@ -281,6 +294,7 @@ def open_(
     graph: GraphArgument,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Where the server is, or is started.")] = 8188,
     folder: Annotated[Path, typer.Option(help="Where a server that is started works.")] = Path(),
+    allow_folder: ServedOption = None,
     pack: PackOption = None,
 ) -> None:
     """Show a graph in the editor: by the server that runs on this machine, or by one that is started."""
@@ -295,20 +309,27 @@ def open_(
         webbrowser.open(f"{address}?{query}")
     else:
         keep(folder, name, workflow)
-        _serve("127.0.0.1", port, folder=folder, packs=pack or (), browser=True, query=query)
+        given = {"folder": folder, "packs": pack or (), "allowed": allow_folder or ()}
+        _serve("127.0.0.1", port, **given, browser=True, query=query)
 
 
-def _start(processes: int, restarts: int) -> int:
+def _start(processes: int | None, machines: str | None, meet: str | None) -> int:
     """Run this command line in several processes, which torchrun starts; its exit code."""
     from sr_pipeline import launch
+    from sr_pipeline.errors import UsageError
 
-    own, words = iter(sys.argv[1:]), []
+    if processes is None:
+        raise UsageError("--nnodes", "how many processes each machine has is not said", "give --nproc")
+    if machines is not None and meet is None:
+        raise UsageError(f"--nnodes {machines}", "the machines have to meet", "give --rdzv-endpoint HOST:PORT on each")
+    own, theirs, words = iter(sys.argv[1:]), [], []
     for word in own:
-        if word in ("--nproc", "--max-restarts"):
-            next(own)
-        elif not word.startswith(("--nproc=", "--max-restarts=")):
+        name, equals, value = word.partition("=")
+        if name in launch.OPTIONS:
+            theirs += [name, value if equals else next(own)]
+        else:
             words.append(word)
-    return launch.start(processes, restarts, words)
+    return launch.start(processes, theirs, words)
 
 
 def _serve(host: str, port: int, **options: Any) -> None:

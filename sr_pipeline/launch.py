@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,6 +16,12 @@ from sr_pipeline.world import ALONE, World
 
 OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 """At 1, torchrun's processes meet at a new place after each restart; else they find old addresses there."""
+OPTIONS = {"--nproc": "--nproc-per-node"} | {
+    name: name for name in ("--max-restarts", "--nnodes", "--rdzv-endpoint", "--rdzv-id")
+}
+"""Those of ``sr-pipeline run`` that are torchrun's, and its own names of them."""
+STARTED_BY = "SR_PIPELINE_LAUNCH"
+"""What ``start`` was given of them, for its processes to tell."""
 
 
 def rank() -> int:
@@ -59,9 +66,15 @@ def is_shared() -> bool:
 
 
 def own_device(device: torch.device) -> torch.device:
-    """The device of this process, where each of one machine has one of its own: ``cuda`` is ``cuda:LOCAL_RANK``."""
-    if not is_shared() or device.type != "cuda":
+    """The device of this process, where each of one machine has one of its own: ``cuda`` is ``cuda:LOCAL_RANK``, and
+    for srun's processes, which share no run, their number on the machine, by turns where there are fewer devices."""
+    if device.type != "cuda":
         return device
+    if not is_shared():
+        by_turns = str(device) == "cuda" and "SLURM_LOCALID" in os.environ
+        return (
+            torch.device("cuda", int(os.environ["SLURM_LOCALID"]) % torch.cuda.device_count()) if by_turns else device
+        )
     if str(device) != "cuda":
         raise UsageError(f"--device {device}", "the processes of a run each need a device of their own", "give cuda")
     number = int(os.environ.get("LOCAL_RANK", "0"))
@@ -76,7 +89,8 @@ def own_device(device: torch.device) -> torch.device:
 def joined() -> Iterator[World]:
     """The processes that share the run, which talk inside; ``ALONE`` where torchrun did not start this one.
 
-    A group that the program has made is used, and left as it is.
+    A group that the program has made is used, and left as it is. After an error the group is left to the end of the
+    process: to take leave of the others, NCCL would wait for what they wait for.
     """
     import torch.distributed as dist
 
@@ -87,12 +101,10 @@ def joined() -> Iterator[World]:
     if own:
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         calm_gloo()
-    try:
-        size = dist.get_world_size()
-        yield World(dist.get_rank(), size) if size > 1 else ALONE
-    finally:
-        if own:
-            dist.destroy_process_group()
+    size = dist.get_world_size()
+    yield World(dist.get_rank(), size) if size > 1 else ALONE
+    if own:
+        dist.destroy_process_group()
 
 
 def calm_gloo() -> None:
@@ -107,11 +119,10 @@ def calm_gloo() -> None:
                 os.sched_setscheduler(int(task.name), os.SCHED_BATCH, os.sched_param(0))
 
 
-def start(processes: int, restarts: int, arguments: Sequence[str]) -> int:
+def start(processes: int, options: Sequence[str], arguments: Sequence[str]) -> int:
     """Run ``sr-pipeline`` with these arguments in so many processes of this machine; its exit code.
 
-    A process that is lost is replaced so many times, together with the others; the run goes on from its last
-    checkpoint.
+    ``options`` are names and values of ``OPTIONS``. Without ``--nnodes`` this machine is alone.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -120,7 +131,9 @@ def start(processes: int, restarts: int, arguments: Sequence[str]) -> int:
     os.environ[OWN_STORE] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))  # torchrun's own is 1
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes say what happened
-    own = ["--standalone", "--nproc-per-node", str(processes), "--max-restarts", str(restarts)]
+    os.environ[STARTED_BY] = shlex.join(options)
+    own = ["--rdzv-backend", "c10d"] if "--nnodes" in options else ["--standalone"]
+    own += [OPTIONS.get(word, word) for word in options]
     try:
         run(get_args_parser().parse_args([*own, "-m", "sr_pipeline", *arguments]))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:

@@ -35,7 +35,7 @@ def run(
     registry: Registry | None = None,
     steps: int | None = None,
     device: str = "auto",
-    precision: str = "fp32",
+    precision: str = "auto",
     memory_format: str = "auto",
     capture: str = "auto",
     deterministic: bool = False,
@@ -44,7 +44,7 @@ def run(
     run_dir: str | Path | None = None,
     resume: bool = False,
     allow_changed: bool = False,
-    only: str | None = None,
+    only: str | Sequence[str] | None = None,
     checkpoint_every: int | None = None,
     best: str | None = None,
     on_nan: str = "stop",
@@ -61,7 +61,7 @@ def run(
         registry: the nodes it may name; all installed packs by default.
         steps: the run's total number of steps, in place of the stream's own; on resume too.
         device: ``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
-        precision: ``fp32``, ``tf32``, ``bf16`` or ``auto``; see ``Mode``.
+        precision: ``fp32``, ``tf32``, ``bf16`` or ``auto`` (the fastest that the device has units for); see ``Mode``.
         memory_format: ``contiguous``, ``channels_last`` or ``auto``.
         capture: ``off``, ``graph`` (on CUDA a step is recorded once and replayed), ``compile`` (of the networks) or
             ``auto`` (a graph where the device and the plan allow one). Where it cannot be, the reason is told.
@@ -71,7 +71,7 @@ def run(
         run_dir: the run's folder; ``runs/<graph>-<time>`` by default, and the newest one on resume.
         resume: go on from the newest whole checkpoint of the folder, or from the start where there is none yet.
         allow_changed: resume though the graph was changed: what fits is restored, the rest is new.
-        only: run up to this node, whatever the graph's output nodes are.
+        only: run up to this node or these, whatever the graph's output nodes are.
         checkpoint_every: save the state each so many steps; by default each five minutes. It is saved before the first
             step and at the end too, and the newest three are kept.
         best: a metric as metrics.csv names it, ``:min`` after it where less is better; its best state is kept too.
@@ -126,7 +126,7 @@ def run(
             deterministic=deterministic,
             threads=torch.get_num_threads(),
             steps=steps,
-            only=only,
+            only=only if isinstance(only, (str, type(None))) else tuple(only),
             checkpoint_every=checkpoint_every,
             best=best,
             on_nan=on_nan,

@@ -19,8 +19,9 @@ SMALL = ["generator.blocks=2", "generator.channels=16", "start.weights=null", "h
 
 
 def train(registry: Registry, folder: Path, device: str, **options: bool | int) -> dict[str, torch.Tensor]:
+    """The generator's weights, trained in fp32."""
     graph = with_settings(Graph.load(graphs() / "quickstart.json"), registry, SMALL)
-    run(graph, registry=registry, device=device, run_dir=folder, **options)  # type: ignore[arg-type]
+    run(graph, registry=registry, device=device, precision="fp32", run_dir=folder, **options)  # type: ignore[arg-type]
     return load_file(folder / "generator.safetensors")
 
 

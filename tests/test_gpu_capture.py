@@ -75,7 +75,7 @@ TOY = """
 def train(graph: Graph, registry: Registry, folder: Path, **options: Any) -> tuple[dict[str, Any], Heard]:
     """The state after the last step, and what was told."""
     heard = Heard()
-    options = {"capture": "off"} | options
+    options = {"capture": "off", "precision": "fp32"} | options
     run(graph, registry=registry, device="cuda", run_dir=folder, deterministic=True, sinks=[heard], **options)
     newest = latest(folder / "checkpoints")
     assert newest is not None

@@ -246,11 +246,12 @@ def is_open(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def agent(port: int, graph: Path, folder: Path) -> subprocess.Popen[bytes]:
+def agent(port: int, graph: Path, folder: Path, ours: bool) -> subprocess.Popen[bytes]:
     """torchrun as one of two machines has it, with a process of its own; all meet at a port."""
-    words = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "a"]
-    words += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--max-restarts", "2"]
-    words += ["-m", "sr_pipeline", "run", str(graph), "--pack", str(PACK), "--run-dir", str(folder)]
+    start = ["--nnodes", "2", "--rdzv-id", "a", "--rdzv-endpoint", f"127.0.0.1:{port}", "--max-restarts", "2"]
+    words = ["sr_pipeline", "run", str(graph), "--pack", str(PACK), "--run-dir", str(folder)]
+    torchrun = ["torch.distributed.run", *start, "--rdzv-backend", "c10d", "--nproc-per-node", "1", "-m", *words]
+    words = [sys.executable, "-m", *([*words, *start, "--nproc", "1"] if ours else torchrun)]
     own = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     return subprocess.Popen([*words, "--checkpoint-every", "4"], env=own, **pipes)  # type: ignore[call-overload,no-any-return]
@@ -259,7 +260,8 @@ def agent(port: int, graph: Path, folder: Path) -> subprocess.Popen[bytes]:
 @pytest.mark.full
 @pytest.mark.parametrize("lost", ["process", "machine"])
 def test_two_machines_share_a_run_and_outlive_the_loss_of(lost: str, tmp_path: Path) -> None:
-    """Two agents of torchrun. The process of one is killed; or the agent too, and another one comes in its place."""
+    """Two agents of torchrun. The process of one is killed; or the agent too, and another one comes in its place, by
+    the options of ``run``."""
     (tmp_path / "ticks").mkdir()
     steps = 20 if lost == "process" else 400
     graph, path, folder = ranks.srresnet(steps, tmp_path / "ticks"), tmp_path / "graph.json", tmp_path / "run"
@@ -269,10 +271,10 @@ def test_two_machines_share_a_run_and_outlive_the_loss_of(lost: str, tmp_path: P
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    agents = [agent(port, path, folder)]
+    agents = [agent(port, path, folder, ours=True)]
     while not is_open(port):  # it is the place where they meet
         time.sleep(0.1)
-    agents.append(agent(port, path, folder))
+    agents.append(agent(port, path, folder, ours=False))
     if lost == "machine":
         end = time.monotonic() + 120
         while time.monotonic() < end and not list((folder / "checkpoints").glob("step-0*[1-9]*.safetensors")):
@@ -282,7 +284,7 @@ def test_two_machines_share_a_run_and_outlive_the_loss_of(lost: str, tmp_path: P
         for number in (ended.pid, *map(int, processes)):
             os.kill(number, signal.SIGKILL)
         ended.communicate()
-        agents.append(agent(port, path, folder))
+        agents.append(agent(port, path, folder, ours=True))
     printed = [agent.communicate(timeout=280)[0].decode() for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], printed
     assert [e["world_size"] for e in events(folder, "run_started")] == [2, 2]

@@ -94,10 +94,20 @@ def test_faults_of_all_graphs_are_plain_lines_on_stderr_and_exit_with_2() -> Non
             ["plan", "quickstart", "--set", "hr.bach=2"],
             "--set hr.bach=2: random_crops has no input 'bach'; did you mean 'batch'?",
         ),
+        (
+            ["run", "quickstart", "--nnodes", "2", "--nproc", "8"],
+            "--nnodes 2: the machines have to meet; give --rdzv-endpoint HOST:PORT on each",
+        ),
+        (
+            ["run", "quickstart", "--nnodes", "2"],
+            "--nnodes: how many processes each machine has is not said; give --nproc",
+        ),
     ],
-    ids=["graph", "setting"],
+    ids=["graph", "setting", "machines", "processes"],
 )
-def test_what_is_misspelt_exits_with_2_and_the_right_name(arguments: list[str], last_line: str, tmp_path: Path) -> None:
+def test_what_is_wrong_in_a_command_exits_with_2_and_the_mend(
+    arguments: list[str], last_line: str, tmp_path: Path
+) -> None:
     result = shell(*arguments, folder=tmp_path)
     assert (result.returncode, result.stdout, result.stderr) == (2, "", last_line + "\n")
     assert list(tmp_path.iterdir()) == []

@@ -109,6 +109,8 @@ def test_an_unknown_name_is_refused(options: tuple[str, str]) -> None:
 def test_auto_is_what_the_device_has_units_for(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """AVX512-BF16 alone is not enough: with it, convolutions are slower than in fp32."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx, "avx512_bf16": True})
+    assert not is_fast_in_bf16(CPU)  # conftest.py forbids AMX
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
     assert is_fast_in_bf16(CPU) is amx
     assert chosen_mode("auto", "auto", CPU) == Mode("bf16" if amx else "fp32", "channels_last")
 
@@ -117,6 +119,7 @@ def test_auto_is_what_the_device_has_units_for(amx: bool, monkeypatch: pytest.Mo
 def test_numbers_that_the_device_is_slow_in_are_warned_of(
     amx: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
     for precision, warned in (("auto", False), ("bf16", not amx)):
         heard = Heard()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
 
 from sr_pipeline import launch
+from sr_pipeline.again import Again
 from sr_pipeline.errors import CheckpointError, Fault, GraphError, NodeRunError, UsageError
 from sr_pipeline.world import ALONE, Agreement, World
 
@@ -158,6 +159,11 @@ def test_a_restart_is_told_by_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_each_process_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert launch.own_device(torch.device("cuda:1")) == torch.device("cuda:1")
+    assert launch.own_device(torch.device("cuda")) == torch.device("cuda")
+    with monkeypatch.context() as patch:  # srun's processes, which share nothing
+        patch.setenv("SLURM_LOCALID", "5")
+        patch.setattr(torch.cuda, "device_count", lambda: 4)
+        assert launch.own_device(torch.device("cuda")) == torch.device("cuda:1")
     for name, value in (JOB | {"LOCAL_RANK": "1"}).items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -166,3 +172,26 @@ def test_each_process_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -
         launch.own_device(torch.device("cuda"))
     with pytest.raises(UsageError, match="--device cuda:0: the processes of a run each need a device of their own"):
         launch.own_device(torch.device("cuda:0"))
+
+
+@pytest.mark.parametrize(
+    ("environment", "command"),
+    [
+        ({}, "sr-pipeline run g.json --run-dir a --resume"),
+        (JOB | {"GROUP_WORLD_SIZE": "1"}, "sr-pipeline run g.json --run-dir a --resume --nproc 4"),
+        (JOB | {"GROUP_WORLD_SIZE": "2"}, "torchrun ... -m sr_pipeline run g.json --run-dir a --resume"),
+        (
+            JOB | {"GROUP_WORLD_SIZE": "2", launch.STARTED_BY: "--nproc 2 --nnodes 2 --rdzv-endpoint a:1"},
+            "sr-pipeline run g.json --run-dir a --resume --nproc 2 --nnodes 2 --rdzv-endpoint a:1",
+        ),
+    ],
+)
+def test_the_command_that_goes_on_starts_as_many_processes(
+    environment: dict[str, str], command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["sr-pipeline", "run", "g.json"])
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    again = Again(named=False, resumes=False)
+    again.folder, again.saved, again.processes = "a", True, 4 if environment else 1
+    assert again.command() == f"go on with: {command}"
