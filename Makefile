@@ -16,7 +16,7 @@ demo: $(INSTALLED)  ## train the quickstart on bundled photographs, upscale one,
 	$(BIN)/python benchmarks/demo.py runs/demo
 
 test: check  ## what CI runs: lint, types, layers, tests with small fixed counts
-	$(PYTEST)
+	$(PYTEST) -n auto --maxprocesses 4
 
 test-full: check  ## the same with every count that an issue names
 	SR_PIPELINE_FULL=1 $(PYTEST)

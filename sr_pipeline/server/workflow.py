@@ -19,6 +19,7 @@ from sr_pipeline.registry import Registry
 from sr_pipeline.server.flow import Flow, Literal, Node, active, read_flow
 from sr_pipeline.server.kept import Kept, remembered, restored, shown_title
 from sr_pipeline.server.layout import Size, positions
+from sr_pipeline.server.subgraphs import flattened
 from sr_pipeline.server.widgets import default_literal, in_order, input_spec, output_name, read, shown, widget
 from sr_pipeline.shipped import shipped
 
@@ -70,12 +71,13 @@ def to_workflow(graph: Graph, registry: Registry) -> dict[str, Any]:
 
 
 def to_api(workflow: Mapping[str, Any], registry: Registry, source: str = "workflow") -> Graph:
-    """The graph that the editor would post: without what is muted, bypassed, a reroute, a primitive or a note.
+    """The graph that the editor would post: without what is muted, bypassed, a reroute, a primitive or a note, and with
+    what subgraphs hold in their place.
 
     Raises:
-        GraphError: it is no workflow, or has a subgraph; with all the faults.
+        GraphError: it is no workflow, or a subgraph is missing or holds itself; with all the faults of its form.
     """
-    flow = read_flow(workflow, source)
+    flow = flattened(read_flow(workflow, source), workflow)
     entries, faults = {}, list[Fault]()
     for node in active(flow):
         try:
@@ -214,8 +216,6 @@ def _room(node: dict[str, Any], made: NodeType) -> Size:
 
 def _inputs(flow: Flow, node: Node, made: NodeType | None) -> dict[str, Any]:
     """The values of a node's widgets, and on top of them its links."""
-    if node.type in flow.subgraphs:
-        raise GraphError([Fault(flow.where(node), "it is a subgraph", "unpack it in the editor")])
     found = {}
     for name, value in _widget_values(flow, node, made).items():
         found[name] = _literal(made, name, value)

@@ -255,10 +255,6 @@ def test_a_node_of_unknown_type_is_told_by_the_check_and_not_dropped() -> None:
             "workflow: node 1 (net): found 2 widget values, wanted 3: batch_norm, width, weights; "
             "open it in the editor and save it again",
         ),
-        (
-            lambda e: (e.workflow.update(definitions={"subgraphs": [{"id": "g"}]}), e.add("g", title="Blur")),
-            "workflow: node 8 (Blur): it is a subgraph; unpack it in the editor",
-        ),
     ],
 )
 def test_a_faulty_file_is_refused(edit: Callable[[Edited], Any], told: str) -> None:

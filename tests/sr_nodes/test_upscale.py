@@ -119,6 +119,7 @@ def test_find_upscaler(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("amx", [True, False])
 def test_bf16_that_is_slower_is_warned_of(amx: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
     report = Warnings()
     find_upscaler("bicubic", precision="auto", report=report)
