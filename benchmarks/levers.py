@@ -51,7 +51,18 @@ def steps_of(options: argparse.Namespace, size: Size, device: torch.device) -> S
     calls: dict[str, Callable[[], Any]] = {
         name: partial(lambda loop: loop(next(batches)), loop) for name, loop in loops.items()
     }
+    if device.type == "cuda":
+        calls["cuDNN tries its algorithms"] = partial(tried, calls[BASE])
     return race(calls, options.rounds, 0.3 if device.type == "cuda" else 0.0, device)
+
+
+def tried(call: Callable[[], Any]) -> None:
+    """With the algorithm of each convolution that was the fastest at its first call."""
+    torch.backends.cudnn.benchmark = True
+    try:
+        call()
+    finally:
+        torch.backends.cudnn.benchmark = False
 
 
 def kept(options: argparse.Namespace) -> Seconds:
