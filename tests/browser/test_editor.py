@@ -100,7 +100,8 @@ def finished(folder: Path, before: set[Path]) -> list[Path]:
     end = time.monotonic() + 120
     while time.monotonic() < end:
         new = sorted(set(folder.glob("runs/train_srgan-*")) - before)
-        if new and all('"type": "done"' in (path / "events.jsonl").read_text(encoding="utf-8") for path in new):
+        events = [path / "events.jsonl" for path in new]
+        if new and all(file.is_file() and '"type": "done"' in file.read_text(encoding="utf-8") for file in events):
             return new
         time.sleep(0.2)
     raise AssertionError("no run ended")
