@@ -7,7 +7,9 @@ import itertools
 import os
 import re
 import secrets
+import struct
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +21,19 @@ _PART = re.compile(r"\.sr-pipeline-(?P<host>[^-]*)-(?P<process>\d+)-(?P<token>[0
 _TOKEN = secrets.token_hex(4)
 """Tells this process from an earlier one of its number."""
 _NUMBERS = itertools.count()
+DAMAGE = (
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow's decoders raise for bytes that are no picture, beside OSError."""
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from PIL.ExifTags import IFD, Base
 from torch import Tensor
 
 from sr_nodes.picture_files import Picture, copied_exif
-from sr_nodes.pictures import DAMAGE
 from sr_nodes.png import encode_png16, text_chunks
+from sr_pipeline.files import DAMAGE
 
 _QUALITY = {"JPEG": 95, "WEBP": 95, "AVIF": 85}
 _LONGEST = {"JPEG": 65500, "WEBP": 16383, "AVIF": 32768}

@@ -19,8 +19,9 @@ from PIL import UnidentifiedImageError
 from PIL.ExifTags import IFD, Base
 from torch import Tensor
 
-from sr_nodes.pictures import DAMAGE, KINDS, READ, UnreadablePicture, quiet, readable, through_profile
+from sr_nodes.pictures import KINDS, READ, UnreadablePicture, quiet, readable, through_profile
 from sr_nodes.png import decode_png16, png_depth
+from sr_pipeline.files import DAMAGE
 
 PIPE = Path("-")
 """Stands for standard input, and for standard output."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import struct
 import warnings
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,7 +19,7 @@ from torch import Tensor
 from sr_nodes.modules import CPU
 from sr_nodes.png import text_chunks
 from sr_nodes.types import Image
-from sr_pipeline.files import written_beside
+from sr_pipeline.files import DAMAGE, written_beside
 from sr_pipeline.node import node
 from sr_pipeline.paths import resolve
 from sr_pipeline.sockets import Device, InputPath
@@ -47,19 +45,6 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": "4:4:4"},
     "WEBP": {"lossless": True},
 }
-# What Pillow's decoders raise for bytes that are no picture, beside OSError.
-DAMAGE = (
-    SyntaxError,
-    ValueError,
-    EOFError,
-    LookupError,
-    TypeError,
-    ArithmeticError,
-    RuntimeError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-)
 
 
 class UnreadablePicture(ValueError):  # noqa: N818 - it names what was met

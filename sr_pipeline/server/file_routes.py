@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,7 +12,7 @@ from starlette.datastructures import UploadFile
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 
-from sr_pipeline.files import written_beside
+from sr_pipeline.files import DAMAGE, written_beside
 from sr_pipeline.jsontext import read_json
 from sr_pipeline.server.answers import Json, fail
 from sr_pipeline.server.folders import OutOfFolderError, inside
@@ -25,22 +23,6 @@ SHOWN = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "AVIF":
 UPLOADED = {**SHOWN, "TIFF": "image/tiff", "BMP": "image/bmp"}
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".avif": "AVIF"}
 MAX_LISTED = 10_000
-DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    LookupError,
-    TypeError,
-    ArithmeticError,
-    RuntimeError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-    PIL.Image.DecompressionBombError,
-    PIL.Image.DecompressionBombWarning,
-)
-"""What Pillow's readers raise for bytes that are no picture."""
 SANDBOX = "default-src 'none'; sandbox"
 
 
@@ -199,7 +181,7 @@ def _is_picture(data: bytes) -> bool:
     try:
         with PIL.Image.open(BytesIO(data), formats=tuple(UPLOADED)) as picture:
             picture.verify()
-    except DAMAGE:
+    except (OSError, PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning, *DAMAGE):
         return False
     return True
 
