@@ -1,13 +1,13 @@
 """What do more processes gain? One graph, one global batch, by one process and by several, in turn.
 
-    python benchmarks/processes.py [--graph train_srresnet] [--processes 2] [--steps 6] [--rounds 3] [--sync 1]
+    python benchmarks/processes.py [--graph train_srresnet] [--processes 2] [--steps 12] [--rounds 3] [--sync 1]
                                    [--json] [--quick] [--out FOLDER]
 
-Each process has one thread (or one GPU). The seconds of a step are those between the ends of the second step and of the
-last but one, by the run's own events. ``--sync 0``: BatchNorm over each process's own part. The speed is the median
-over the rounds of one process's seconds by those of several. On a CPU ``most`` is the same of as many trainings that
-know nothing of each other, each on its part of the batch: what the machine gives where nothing is said. It exits with 1
-where the speed is less than 0.9 times the number of processes.
+Each process has one thread (or one GPU). The seconds of a step are the median of those from the end of one step to
+that of the next, by the run's own events, without the first three and the last. ``--sync 0``: BatchNorm over each
+process's own part. The speed is the median over the rounds of one process's seconds by those of several. On a CPU
+``most`` is the same of as many trainings that know nothing of each other, each on its part of the batch: what the
+machine gives where nothing is said. It exits with 1 where the speed is less than 0.9 times the number of processes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 from measure import DATA, Seconds, arguments, device_of, machine, publish, ratio, spread, tell
@@ -30,7 +31,7 @@ def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument("--graph", default="train_srresnet")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--sync", type=int, default=1, choices=(0, 1))
     parser.add_argument("--precision", default="fp32")
@@ -101,11 +102,10 @@ def trained(commands: list[list[str]]) -> float:
 def step_seconds(folder: Path) -> float:
     """Of a run, from its events."""
     events = map(json.loads, (folder / "events.jsonl").read_text().splitlines())
-    told = [(event["time"], event["step"]) for event in events if event["type"] == "scalar"]
-    ends = sorted(dict(told).items())  # scalars are told in bundles: of each, the last step
-    (began, first), *_, (ended, last) = ends[1:-1] if len(ends) > 3 else ends  # the last step validates too
-    seconds: float = (ended - began) / (last - first)
-    return seconds
+    told = {event["step"]: event["time"] for event in events if event["type"] == "scalar"}
+    ends = sorted(told.items())[2:-1]  # the last step validates too
+    took = [(after - before) / (step - last) for (last, before), (step, after) in pairwise(ends)]  # some are told late
+    return float(statistics.median(took))
 
 
 if __name__ == "__main__":

@@ -97,12 +97,15 @@ def joined() -> Iterator[World]:
     if not dist.is_available() or not (is_shared() or dist.is_initialized()):
         yield ALONE
         return
+    from sr_pipeline import board
+
     own = not dist.is_initialized()
     if own:
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         calm_gloo()
     size = dist.get_world_size()
     yield World(dist.get_rank(), size) if size > 1 else ALONE
+    board.forget()
     if own:
         dist.destroy_process_group()
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, TypeVar, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from sr_pipeline.board import summed
 from sr_pipeline.world import World
 
 M = TypeVar("M", bound=nn.Module)
@@ -62,7 +62,7 @@ class _Synchronised(torch.autograd.Function):
         wide = _wide(x)
         mean, variance = (part.double() for part in torch.batch_norm_update_stats(wide, None, None, 0.0))
         own = x.new_tensor([x.numel() // x.shape[1]], dtype=torch.float64)
-        sums = _summed(torch.cat([own, mean * own, (variance + mean.square()) * own]))
+        sums = summed(torch.cat([own, mean * own, (variance + mean.square()) * own]))
         count, total, squares = sums[:1], *sums[1:].chunk(2)
         mean = total / count
         variance = (squares / count - mean.square()).clamp_(min=0)
@@ -80,7 +80,7 @@ class _Synchronised(torch.autograd.Function):
         # As if mean and variance were constants: so torch's kernel gives the sums, and the first part of x's gradient.
         constants = weight, mean.to(wide.dtype), variance.to(wide.dtype), None, None, False, ctx.eps, [True] * 3
         of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(_wide(grad), wide, *constants)
-        sums = _summed(torch.cat([of_bias, of_weight]).double())
+        sums = summed(torch.cat([of_bias, of_weight]).double())
         bias_mean, weight_mean = (sums / count).chunk(2)
         # The rest, weight * inverse * (-mean(g) - normalised * mean(g * normalised)), is a line in x for each channel.
         inverse = (variance + ctx.eps).rsqrt()
@@ -93,10 +93,3 @@ class _Synchronised(torch.autograd.Function):
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
-
-
-def _summed(numbers: Tensor) -> Tensor:
-    """Their sum over the processes. All are sent to all, which is one round of messages; all_reduce takes two."""
-    parts = [torch.empty_like(numbers) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, numbers)
-    return torch.stack(parts).sum(0)
