@@ -40,6 +40,9 @@ ServedOption = Annotated[
     Optional[list[Path]],
     typer.Option("--allow-folder", metavar="DIR", help="Let graphs read this folder beside --folder."),
 ]
+TokenOption = Annotated[
+    Optional[str], typer.Option(help="What each request must bring.", envvar="SR_PIPELINE_TOKEN")
+]
 PackOption = Annotated[
     Optional[list[str]], typer.Option("--pack", metavar="PACK", help="More nodes: a module, or a .py file.")
 ]
@@ -112,8 +115,11 @@ def run(
     pack: PackOption = None,
 ) -> None:
     """Run a graph: train, or whatever its nodes do. Ctrl-C finishes the step, saves, and exits with 130."""
-    if nproc is not None or nnodes is not None:
-        raise typer.Exit(_start(nproc, nnodes, rdzv_endpoint))
+    asked = {"--nnodes": nnodes, "--rdzv-endpoint": rdzv_endpoint, "--rdzv-id": rdzv_id}
+    asked["--max-restarts"] = str(max_restarts) if max_restarts else None
+    shared = {name: value for name, value in asked.items() if value is not None}
+    if shared or nproc is not None:
+        raise typer.Exit(_start(nproc, shared))
     from sr_pipeline import launch
     from sr_pipeline.again import Again
     from sr_pipeline.console import console_for
@@ -266,9 +272,7 @@ def serve(
     open_browser: Annotated[bool, typer.Option("--open", help="Open the editor in a browser.")] = False,
     folder: Annotated[Path, typer.Option(help="Works in it: runs/, input/ (uploads), user/ (workflows).")] = Path(),
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    token: Annotated[
-        Optional[str], typer.Option(help="What each request must bring.", envvar="SR_PIPELINE_TOKEN")
-    ] = None,
+    token: TokenOption = None,
     allow_host: Annotated[
         Optional[list[str]], typer.Option(metavar="NAME", help="A name by which the server may be called.")
     ] = None,
@@ -294,34 +298,40 @@ def open_(
     graph: GraphArgument,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Where the server is, or is started.")] = 8188,
     folder: Annotated[Path, typer.Option(help="Where a server that is started works.")] = Path(),
+    token: TokenOption = None,
     allow_folder: ServedOption = None,
     pack: PackOption = None,
 ) -> None:
     """Show a graph in the editor: by the server that runs on this machine, or by one that is started."""
     import webbrowser
+    from urllib.parse import urlencode
 
     from sr_pipeline.server.opening import give, keep, workflow_to_open
 
     name, workflow = workflow_to_open(graph, pack or ())
     address, query = f"http://127.0.0.1:{port}/", f"template={name}"
-    if give(address, name, workflow):
-        typer.echo(f"{address}?{query}")
-        webbrowser.open(f"{address}?{query}")
+    if give(address, name, workflow, token):
+        url = f"{address}?{query}" + (f"&{urlencode({'token': token})}" if token else "")
+        typer.echo(url)
+        webbrowser.open(url)
     else:
         keep(folder, name, workflow)
-        given = {"folder": folder, "packs": pack or (), "allowed": allow_folder or ()}
+        given = {"folder": folder, "packs": pack or (), "allowed": allow_folder or (), "token": token}
         _serve("127.0.0.1", port, **given, browser=True, query=query)
 
 
-def _start(processes: int | None, machines: str | None, meet: str | None) -> int:
+def _start(processes: int | None, shared: dict[str, str]) -> int:
     """Run this command line in several processes, which torchrun starts; its exit code."""
     from sr_pipeline import launch
     from sr_pipeline.errors import UsageError
 
+    given = [f"{name} {value}" for name, value in shared.items()]
     if processes is None:
-        raise UsageError("--nnodes", "how many processes each machine has is not said", "give --nproc")
-    if machines is not None and meet is None:
-        raise UsageError(f"--nnodes {machines}", "the machines have to meet", "give --rdzv-endpoint HOST:PORT on each")
+        raise UsageError(given[0], "how many processes each machine has is not said", "give --nproc")
+    if "--nnodes" in shared and "--rdzv-endpoint" not in shared:
+        raise UsageError(given[0], "the machines have to meet", "give --rdzv-endpoint HOST:PORT on each")
+    if "--nnodes" not in shared and shared.keys() - {"--max-restarts"}:
+        raise UsageError(given[0], "how many machines meet is not said", "give --nnodes on each")
     own, theirs, words = iter(sys.argv[1:]), [], []
     for word in own:
         name, equals, value = word.partition("=")

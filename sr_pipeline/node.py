@@ -109,7 +109,7 @@ class NodeType:
 
     @property
     def where(self) -> str:
-        return f"{self.function.__module__}.{self.function.__qualname__}"
+        return where(self.function)
 
     @property
     def is_output(self) -> bool:
@@ -142,6 +142,11 @@ class NodeType:
         return inspect.getdoc(self.function) or ""
 
 
+def where(target: Callable[..., Any]) -> str:
+    """The place of a node's declaration, for errors."""
+    return f"{target.__module__}.{target.__qualname__}"
+
+
 def class_type(target: Callable[..., Any]) -> str:
     """The name in a graph file: a function's own, a class's in snake case.
 
@@ -160,17 +165,17 @@ def node_type(target: Callable[..., Any]) -> NodeType:
         NodeDeclarationError: an annotation is missing or cannot be a socket, or the node changes an input that it
             does not return.
     """
-    where = f"{target.__module__}.{target.__qualname__}"
-    call, result = _call_and_result(target, where)
+    place = where(target)
+    call, result = _call_and_result(target, place)
     signature = inspect.signature(call)
-    hints = _hints(call, where)
+    hints = _hints(call, place)
     documented = _documented(inspect.getdoc(target) or "")
     inputs: dict[str, Input] = {}
     injected: dict[str, str] = {}
     for parameter in signature.parameters.values():
         if parameter.name == "self":
             continue
-        _check_parameter(parameter, hints, where)
+        _check_parameter(parameter, hints, place)
         kind = socket_type(hints[parameter.name])
         if kind.injected:
             injected[parameter.name] = kind.injected
@@ -182,12 +187,12 @@ def node_type(target: Callable[..., Any]) -> NodeType:
             default=None if parameter.default is parameter.empty else parameter.default,
             help=_field_help(hints[parameter.name]) or documented.get(parameter.name, ""),
         )
-    result_hints = _hints(result, where)
+    result_hints = _hints(result, place)
     if "return" not in result_hints:
-        raise NodeDeclarationError(where, "no return annotation", "annotate what it returns, or -> None")
+        raise NodeDeclarationError(place, "no return annotation", "annotate what it returns, or -> None")
     returned, is_stream = _item_type(result_hints["return"])
     if inspect.isgeneratorfunction(call) and not is_stream:
-        raise NodeDeclarationError(where, "a generator that is no stream", "annotate it -> Iterator[...]")
+        raise NodeDeclarationError(place, "a generator that is no stream", "annotate it -> Iterator[...]")
     outputs, returns_tuple = _outputs(returned)
     made = NodeType(
         name=class_type(target),

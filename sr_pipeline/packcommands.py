@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from importlib.metadata import entry_points
 from inspect import Parameter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -17,6 +16,7 @@ import typer
 
 from sr_pipeline.command import Command, Flag
 from sr_pipeline.jsontext import strict_json
+from sr_pipeline.paths import announced
 
 if TYPE_CHECKING:
     from sr_pipeline.errors import PipelineError
@@ -29,7 +29,7 @@ COMMANDS = "sr_pipeline.commands"
 
 def add_pack_commands(app: typer.Typer) -> None:
     """Add the commands of all installed packs to the command line."""
-    for point in entry_points(group=COMMANDS):
+    for point in announced(COMMANDS):
         for command in point.load():
             app.command(command.name, help=command.help)(_callback(command))
 

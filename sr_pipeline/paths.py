@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from functools import lru_cache
 from glob import has_magic
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, EntryPoints, entry_points
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -14,6 +14,17 @@ PACKS = "sr_pipeline.packs"
 """The entry points by which packages announce packs."""
 OWN_FILES = frozenset({"graph.json", "run.json", "events.jsonl", "metrics.csv", "checkpoints", "tensorboard", ".lock"})
 """What the run itself keeps in its folder."""
+
+
+def announced(group: str) -> list[EntryPoint]:
+    """The entry points of a group that installed packages announce, as they were when first asked for any."""
+    return list(_announced().select(group=group))
+
+
+@lru_cache
+def _announced() -> EntryPoints:
+    """All of them: each look reads a file of every package, which takes a hundredth of a second."""
+    return entry_points()
 
 
 def resolve(text: str) -> Path:
@@ -43,7 +54,7 @@ def resolve(text: str) -> Path:
 @lru_cache
 def _packs() -> dict[str, Path]:
     """The folder of each installed pack."""
-    specs = {point.name: find_spec(point.value) for point in entry_points(group=PACKS)}
+    specs = {point.name: find_spec(point.value) for point in announced(PACKS)}
     return {name: Path(spec.origin).resolve().parent for name, spec in specs.items() if spec and spec.origin}
 
 

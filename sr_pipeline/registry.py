@@ -9,45 +9,54 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from sr_pipeline.errors import NodeDeclarationError, UsageError
-from sr_pipeline.node import NodeType, node_type
-from sr_pipeline.paths import PACKS
+from sr_pipeline.node import NodeType, class_type, node_type
+from sr_pipeline.paths import PACKS, announced
 
 
 class Registry(Mapping[str, NodeType]):
-    """Node types by name. Never changed once made; ``with_nodes`` gives a larger one."""
+    """Node types by name. Never changed once made; ``with_nodes`` gives a larger one.
+
+    A node's declaration is read when the node is first asked for, which raises a NodeDeclarationError where it is
+    faulty: it costs a millisecond, and a faulty node stops no graph that has none of its type.
+    """
 
     def __init__(self, nodes: Iterable[Callable[..., Any]] = ()) -> None:
-        """Read the marked functions ``nodes``.
+        """Of the marked functions ``nodes``.
 
         Raises:
-            NodeDeclarationError: one of them cannot be a node, or two share a name.
+            NodeDeclarationError: two of them share a name.
         """
+        self._functions: dict[str, Callable[..., Any]] = {}
         self._types: dict[str, NodeType] = {}
-        for target in nodes:
-            made = node_type(target)
-            known = self._types.get(made.name)
-            if known is not None and known.function is not target:
-                raise NodeDeclarationError(made.where, f"the name {made.name!r} is taken by {known.where}", "rename it")
-            self._types[made.name] = made
+        for function in nodes:
+            name = class_type(function)
+            known = self._functions.setdefault(name, function)
+            if known is not function:
+                what = f"the name {name!r} is taken by {where(known)}"
+                raise NodeDeclarationError(where(function), what, "rename it")
 
     def __getitem__(self, name: str) -> NodeType:
+        if name not in self._types:
+            self._types[name] = node_type(self._functions[name])
         return self._types[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._functions
+
     def __iter__(self) -> Iterator[str]:
-        return iter(self._types)
+        return iter(self._functions)
 
     def __len__(self) -> int:
-        return len(self._types)
+        return len(self._functions)
 
     def with_nodes(self, nodes: Iterable[Callable[..., Any]]) -> Registry:
         """This registry and ``nodes``; this one is unchanged."""
-        return Registry([*(t.function for t in self.values()), *nodes])
+        return Registry([*self._functions.values(), *nodes])
 
 
 def load_packs(extra: Iterable[str] = ()) -> Registry:
@@ -55,9 +64,9 @@ def load_packs(extra: Iterable[str] = ()) -> Registry:
 
     Raises:
         UsageError: an extra pack cannot be found.
-        NodeDeclarationError: a node is faulty or its name is taken.
+        NodeDeclarationError: the name of a node is taken.
     """
-    installed = [importlib.import_module(point.value) for point in entry_points(group=PACKS)]
+    installed = [importlib.import_module(point.value) for point in announced(PACKS)]
     return Registry(f for module in [*installed, *map(_import_pack, extra)] for f in nodes_of(module))
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from sr_pipeline.errors import Fault, GraphError, nearest
 from sr_pipeline.graph import Editor, Graph
+from sr_pipeline.paths import announced
 
 GRAPHS = "sr_pipeline.graphs"
 
@@ -32,7 +32,7 @@ def shipped() -> dict[str, Path]:
 
 
 def _graph_folders() -> Iterator[Path]:
-    for point in entry_points(group=GRAPHS):
+    for point in announced(GRAPHS):
         yield point.load()()
 
 

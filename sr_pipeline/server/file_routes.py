@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,6 +23,7 @@ from sr_pipeline.server.state import state_of
 SHOWN = {"PNG": "image/png", "JPEG": "image/jpeg", "WEBP": "image/webp", "AVIF": "image/avif"}
 UPLOADED = {**SHOWN, "TIFF": "image/tiff", "BMP": "image/bmp"}
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".avif": "AVIF"}
+NO_PICTURE = (OSError, PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning, *DAMAGE)
 MAX_LISTED = 10_000
 SANDBOX = "default-src 'none'; sandbox"
 
@@ -38,7 +40,10 @@ def _no_file(name: str) -> NoReturn:
 
 
 def get_view(request: Request) -> Response:
-    """A file of a run or an upload. Pictures are shown, all else is a download."""
+    """A file of a run or an upload. Pictures are shown, all else is a download.
+
+    ``preview=webp;80`` asks for a picture as a WebP or JPEG of this quality, which is smaller; 90 is the usual one.
+    """
     query = request.query_params
     folder = state_of(request).folders.of_type(query.get("type", "output"))
     if folder is None:
@@ -50,6 +55,8 @@ def get_view(request: Request) -> Response:
     kind = SHOWN.get(SUFFIXES.get(path.suffix.lower(), ""))
     shown = "inline" if kind else "attachment"
     headers = {"content-security-policy": SANDBOX, "cache-control": "no-cache"}
+    if kind and (wanted := query.get("preview")) and (smaller := _smaller(path, wanted)):
+        return Response(smaller[0], media_type=smaller[1], headers=headers)
     return FileResponse(
         path,
         media_type=kind or "application/octet-stream",
@@ -57,6 +64,18 @@ def get_view(request: Request) -> Response:
         content_disposition_type=shown,
         headers=headers,
     )
+
+
+def _smaller(path: Path, wanted: str) -> tuple[bytes, str] | None:
+    """A picture as ``FORMAT;QUALITY`` says, and its type; nothing where it cannot be read."""
+    name, _, number = wanted.partition(";")
+    kind, quality = "JPEG" if name == "jpeg" else "WEBP", int(number) if re.fullmatch(r"\d{1,3}", number, re.A) else 90
+    try:
+        with PIL.Image.open(path, formats=tuple(SHOWN)) as picture:
+            picture.convert("RGB").save(encoded := BytesIO(), kind, quality=min(quality, 100))
+    except NO_PICTURE:
+        return None
+    return encoded.getvalue(), SHOWN[kind]
 
 
 def _is_file(path: Path) -> bool:
@@ -181,7 +200,7 @@ def _is_picture(data: bytes) -> bool:
     try:
         with PIL.Image.open(BytesIO(data), formats=tuple(UPLOADED)) as picture:
             picture.verify()
-    except (OSError, PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning, *DAMAGE):
+    except NO_PICTURE:
         return False
     return True
 

@@ -47,23 +47,26 @@ def workflow_to_open(name: str, packs: Iterable[str] = ()) -> tuple[str, dict[st
     return f"{re.sub(r'[^A-Za-z0-9_]+', '-', stem) or 'graph'}-{digest}", workflow
 
 
-def give(address: str, name: str, workflow: dict[str, Any] | None) -> bool:
-    """Give a workflow to the server at an address; false where none answers.
+def give(address: str, name: str, workflow: dict[str, Any] | None, token: str | None = None) -> bool:
+    """Give a workflow to the server at an address, with the token that it asks for; false where none answers.
 
     Raises:
         UsageError: what answers is another program, or it does not take the workflow.
     """
+    known = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        with _OPENER.open(f"{address}system_stats", timeout=_SECONDS) as answer:
+        asked = urllib.request.Request(f"{address}system_stats", headers=known)
+        with _OPENER.open(asked, timeout=_SECONDS) as answer:
             told = json.loads(answer.read(2**16))
         if not str(told["system"]["comfyui_version"]).startswith("sr_pipeline"):
             raise KeyError
         if workflow is not None:
-            url, head = f"{address}userdata/workflows%2F{name}.json", {"Content-Type": "application/json"}
+            url, head = f"{address}userdata/workflows%2F{name}.json", {"Content-Type": "application/json", **known}
             request = urllib.request.Request(url, json.dumps(workflow).encode(), head)
             _OPENER.open(request, timeout=_SECONDS).close()
     except urllib.error.HTTPError as error:
-        raise UsageError("open", f"{address} answers {error.code}", "give another --port") from None
+        mend = "give its --token" if error.code == 401 else "give another --port"
+        raise UsageError("open", f"{address} answers {error.code}", mend) from None
     except OSError:
         return False
     except (ValueError, KeyError, TypeError):

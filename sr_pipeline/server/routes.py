@@ -75,7 +75,9 @@ ENDPOINTS = (
     Endpoint("POST", "/free", runs.free, body=OBJECT),
     Endpoint("GET", "/resume", runs.get_resume),
     Endpoint("POST", "/resume", runs.post_resume, body={"type": "object", "properties": {"prompt_id": TEXT}}),
-    Endpoint("GET", "/view", files.get_view, (("filename", TEXT), ("subfolder", TEXT), ("type", TEXT))),
+    Endpoint(
+        "GET", "/view", files.get_view, (("filename", TEXT), ("subfolder", TEXT), ("type", TEXT), ("preview", TEXT))
+    ),
     Endpoint(
         "POST",
         "/upload/image",

@@ -133,6 +133,25 @@ def test_a_picture_is_uploaded_and_seen(client: TestClient) -> None:
     assert [shade(place) for place in (first, second)] == [4, 2]
 
 
+@pytest.mark.parametrize(
+    ("wanted", "kind", "most"),
+    [("webp;50", "WEBP", 8000), ("jpeg;20", "JPEG", 6000), ("webp", "WEBP", 16000), ("?", "WEBP", 16000)],
+)
+def test_a_picture_is_seen_smaller(wanted: str, kind: str, most: int, client: TestClient, tmp_path: Path) -> None:
+    noise = PIL.Image.effect_noise((128, 96), 60).convert("RGB")
+    noise.save(out := io.BytesIO(), "PNG")
+    whole, cut = out.getvalue(), out.getvalue()[:500]
+    for name, data in (("noise.png", whole), ("cut.png", whole)):
+        client.post("/upload/image", files={"image": (name, data)})
+    (tmp_path / "input" / "cut.png").write_bytes(cut)
+    answer = client.get("/view", params={"filename": "noise.png", "type": "input", "preview": wanted})
+    assert answer.headers["content-type"] == f"image/{kind.lower()}"
+    assert len(answer.content) < most < len(whole)
+    shown = PIL.Image.open(io.BytesIO(answer.content))
+    assert (shown.format, shown.size) == (kind, noise.size)
+    assert client.get("/view", params={"filename": "cut.png", "type": "input", "preview": wanted}).content == cut
+
+
 def test_one_node(client: TestClient) -> None:
     assert list(client.get("/object_info/mse_loss").json()) == ["mse_loss"]
     assert client.get("/object_info/none").json() == {}

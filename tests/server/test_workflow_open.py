@@ -84,7 +84,7 @@ def test_where_nothing_answers_it_is_kept_for_the_server_that_is_started(
     name, workflow = workflow_to_open(str(changed))
     [(given, options)] = started
     assert given == ("127.0.0.1", 9)
-    wanted = {"folder": folder, "packs": (), "allowed": [Path("photos")], "browser": True}
+    wanted = {"folder": folder, "packs": (), "allowed": [Path("photos")], "token": None, "browser": True}
     assert options == {**wanted, "query": f"template={name}"}
     assert json.loads((folder / "user" / "workflows" / f"{name}.json").read_text(encoding="utf-8")) == workflow
 
@@ -95,23 +95,27 @@ def test_a_server_that_refuses_is_told(server: Any) -> None:
 
 
 def test_it_starts_a_server_and_a_browser_by_itself(changed: Path, tmp_path: Path, registry: Registry) -> None:
-    """As somebody types it. The browser is a script that notes the address it is given."""
+    """As somebody types it, with a token. The browser is a script that notes the address it is given."""
     browser, noted = tmp_path / "browser", tmp_path / "noted.txt"
     browser.write_text(f'#!/bin/sh\necho "$1" >> "{noted}"\n')
     browser.chmod(browser.stat().st_mode | stat.S_IXUSR)
     with socket.create_server(("127.0.0.1", 0)) as found:
         port = found.getsockname()[1]
     command = [sys.executable, "-m", "sr_pipeline", "open", "--port", str(port), "--folder", str(tmp_path / "here")]
-    environment = {**os.environ, "BROWSER": str(browser), "OMP_NUM_THREADS": "1"}
+    stranger = {**os.environ, "BROWSER": str(browser), "OMP_NUM_THREADS": "1"}
+    environment, known = stranger | {"SR_PIPELINE_TOKEN": "a&b"}, {"Authorization": "Bearer a&b"}
     name, workflow = workflow_to_open(str(changed))
     first = subprocess.Popen([*command, str(changed)], env=environment, stdout=subprocess.PIPE, text=True)
     try:
         [address] = wait_for(lambda: noted.exists() and noted.read_text().split())
-        assert address == f"http://127.0.0.1:{port}/?template={name}"
-        assert httpx2.get(address).status_code == 200
-        assert httpx2.get(f"http://127.0.0.1:{port}/api/templates/{name}.json").json() == workflow
-        second = subprocess.run([*command, "train_srgan"], env=environment, capture_output=True, text=True, timeout=60)
-        assert (second.returncode, second.stdout) == (0, f"http://127.0.0.1:{port}/?template=train_srgan\n")
+        assert address == f"http://127.0.0.1:{port}/?template={name}&token=a%26b"
+        assert httpx2.get(address, follow_redirects=True).status_code == 200
+        assert httpx2.get(f"http://127.0.0.1:{port}/api/templates/{name}.json", headers=known).json() == workflow
+        again = [*command, "train_srgan"]
+        refused = subprocess.run(again, env=stranger, capture_output=True, text=True, timeout=60)
+        assert refused.stderr == f"open: http://127.0.0.1:{port}/ answers 401; give its --token\n"
+        second = subprocess.run(again, env=environment, capture_output=True, text=True, timeout=60)
+        assert (second.returncode, second.stdout) == (0, f"http://127.0.0.1:{port}/?template=train_srgan&token=a%26b\n")
         wait_for(lambda: noted.read_text().split() == [address, second.stdout.strip()])
     finally:
         first.send_signal(signal.SIGINT)

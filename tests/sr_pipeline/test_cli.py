@@ -100,10 +100,18 @@ def test_faults_of_all_graphs_are_plain_lines_on_stderr_and_exit_with_2() -> Non
         ),
         (
             ["run", "quickstart", "--nnodes", "2"],
-            "--nnodes: how many processes each machine has is not said; give --nproc",
+            "--nnodes 2: how many processes each machine has is not said; give --nproc",
+        ),
+        (
+            ["run", "quickstart", "--nproc", "2", "--rdzv-id", "big"],
+            "--rdzv-id big: how many machines meet is not said; give --nnodes on each",
+        ),
+        (
+            ["run", "quickstart", "--max-restarts", "3"],
+            "--max-restarts 3: how many processes each machine has is not said; give --nproc",
         ),
     ],
-    ids=["graph", "setting", "machines", "processes"],
+    ids=["graph", "setting", "machines", "processes", "meeting", "restarts"],
 )
 def test_what_is_wrong_in_a_command_exits_with_2_and_the_mend(
     arguments: list[str], last_line: str, tmp_path: Path
