@@ -6,8 +6,9 @@
 Each process has one thread (or one GPU). The seconds of a step are the median of those from the end of one step to
 that of the next, by the run's own events, without the first three and the last. ``--sync 0``: BatchNorm over each
 process's own part. The speed is the median over the rounds of one process's seconds by those of several. On a CPU
-``most`` is the same of as many trainings that know nothing of each other, each on its part of the batch: what the
-machine gives where nothing is said. It exits with 1 where the speed is less than 0.9 times the number of processes.
+``most`` is the same of as many trainings that know nothing of each other, each on its part of the batch, by the slowest
+of them, for whom the others would wait: what the machine gives where nothing is said. It exits with 1 where the speed
+is less than 0.9 times the number of processes.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def main() -> int:
 
 
 def trained(commands: list[list[str]]) -> float:
-    """Seconds a step of runs that go on side by side: the mean of them."""
+    """Seconds a step of runs that go on side by side, by the slowest."""
     with tempfile.TemporaryDirectory() as name:
         folders = [Path(name) / f"run-{number}" for number in range(len(commands))]
         started = [
@@ -96,7 +97,7 @@ def trained(commands: list[list[str]]) -> float:
         ]
         if any(process.wait() for process in started):
             raise RuntimeError("a run failed")
-        return statistics.mean(map(step_seconds, folders))
+        return max(map(step_seconds, folders))
 
 
 def step_seconds(folder: Path) -> float:

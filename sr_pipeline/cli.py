@@ -40,9 +40,7 @@ ServedOption = Annotated[
     Optional[list[Path]],
     typer.Option("--allow-folder", metavar="DIR", help="Let graphs read this folder beside --folder."),
 ]
-TokenOption = Annotated[
-    Optional[str], typer.Option(help="What each request must bring.", envvar="SR_PIPELINE_TOKEN")
-]
+TokenOption = Annotated[Optional[str], typer.Option(help="What each request must bring.", envvar="SR_PIPELINE_TOKEN")]
 PackOption = Annotated[
     Optional[list[str]], typer.Option("--pack", metavar="PACK", help="More nodes: a module, or a .py file.")
 ]

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from sr_pipeline.errors import NodeDeclarationError, UsageError
-from sr_pipeline.node import NodeType, class_type, node_type
+from sr_pipeline.node import NodeType, class_type, node_type, where
 from sr_pipeline.paths import PACKS, announced
 
 
