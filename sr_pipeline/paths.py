@@ -6,9 +6,10 @@ import os
 from collections.abc import Sequence
 from functools import lru_cache
 from glob import has_magic
-from importlib.metadata import EntryPoint, EntryPoints, entry_points
+from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 PACKS = "sr_pipeline.packs"
 """The entry points by which packages announce packs."""
@@ -22,7 +23,7 @@ def announced(group: str) -> list[EntryPoint]:
 
 
 @lru_cache
-def _announced() -> EntryPoints:
+def _announced() -> Any:  # of another type in Python 3.11 than after
     """All of them: each look reads a file of every package, which takes a hundredth of a second."""
     return entry_points()
 

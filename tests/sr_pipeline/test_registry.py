@@ -76,6 +76,17 @@ def test_a_node_may_be_given_twice_and_a_name_may_not() -> None:
     assert registry["half"].function is half
 
 
+def test_a_faulty_node_stops_only_who_asks_for_it() -> None:
+    def flawed(number) -> float:  # type: ignore[no-untyped-def]
+        return 0.0
+
+    registry = Registry([half, flawed])
+    assert registry["half"].function is half
+    assert "flawed" in registry
+    with pytest.raises(NodeDeclarationError, match=r"flawed: the parameter 'number' has no annotation; annotate it$"):
+        registry["flawed"]
+
+
 def test_installed_packs_are_found() -> None:
     assert {"srresnet", "optimizer_step", "mean"} <= set(load_packs())
 
