@@ -10,6 +10,7 @@ import os
 import platform
 import secrets
 import time
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ _ROW = 8192
 """Numbers in a row; a sum of more than fit goes by gloo."""
 _PATIENCE = 0.005
 """Seconds after which one that waits leaves its core to others, and looks whether those it waits for still run."""
+_LIMIT = 1800.0
+"""Seconds after which it gives up, as gloo does."""
 
 
 class Board:
@@ -48,15 +51,20 @@ class Board:
         counts, began = board[:, 0].numpy(), time.monotonic()
         while (counts < self.sums).any():
             os.sched_yield()
-            if time.monotonic() - began > _PATIENCE:
-                self._wait(board)
+            if (waited := time.monotonic() - began) > _PATIENCE:
+                self._wait(board, waited)
         return board[:, 2:end].sum(0)
 
-    def _wait(self, board: Tensor) -> None:
+    def _wait(self, board: Tensor, waited: float) -> None:
         time.sleep(_PATIENCE / 10)
-        for count, process in board[:, :2].tolist():
-            if count < self.sums and process != os.getpid() and not is_running(int(process)):
-                raise dist.DistError(f"process {process:.0f}, which shares the run, has ended")
+        for row in board:
+            process = int(row[1])
+            ended = not is_running(process)
+            if row[0] >= self.sums:  # asked after that: it may have ended because it was done
+                continue
+            if ended or waited > _LIMIT:
+                what = "has ended" if ended else f"was not heard for {waited:.0f} s"
+                raise dist.DistError(f"process {process}, which shares the run, {what}")
 
 
 def summed(numbers: Tensor) -> Tensor:
@@ -81,20 +89,38 @@ def _board(group: Any) -> Board | None:
     named: list[Any] = [f"sr-pipeline-{os.getpid()}-{secrets.token_hex(8)}"]
     dist.broadcast_object_list(named, 0, group)
     path = _SHARED / named[0]
-    if rank == 0 and platform.system() == "Linux" and platform.machine() == "x86_64":
-        _make(path, size)
-    dist.barrier(group)
-    board = Board(path, rank, size) if path.is_file() else None
-    found: list[Any] = [None] * size
-    dist.all_gather_object(found, board and str(Path("/proc/self/ns/pid").readlink()), group)
-    if rank == 0:
-        path.unlink(missing_ok=True)
-    return board if board and len(set(found)) == 1 else None
+    dist.barrier(group)  # all are here: what comes now takes milliseconds, so hardly anything can leave the file behind
+    try:
+        if rank == 0 and platform.system() == "Linux" and platform.machine() == "x86_64":
+            _make(path, size)
+        dist.barrier(group)
+        board, namespace = _opened(path, rank, size)
+        found: list[Any] = [None] * size
+        dist.all_gather_object(found, namespace, group)
+    finally:
+        if rank == 0:
+            _remove(path)
+    return board if len(set(found)) == 1 else None
 
 
 def _make(path: Path, size: int) -> None:
     try:
         with path.open("xb") as file:
             os.posix_fallocate(file.fileno(), 0, 2 * size * _ROW * 8)
-    except OSError:  # none there, or no room
-        path.unlink(missing_ok=True)
+    except OSError:  # no such place, or no room
+        _remove(path)
+
+
+def _opened(path: Path, rank: int, size: int) -> tuple[Board | None, str]:
+    """The board in a file, and in which namespace this process has its number; nothing where it cannot be had."""
+    try:
+        if path.is_file():
+            return Board(path, rank, size), str(Path("/proc/self/ns/pid").readlink())
+    except (OSError, RuntimeError):
+        pass
+    return None, ""
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()

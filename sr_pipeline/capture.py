@@ -56,13 +56,13 @@ def chosen_capture(
     if name == "off" or (name == "auto" and not (device.type == "cuda" and plan.trains)):
         return "off", ()
     try:
+        if not alone:
+            raise CaptureError(f"--capture {name}", "several processes share the run", EAGER)
         if name == "compile":
             _check_compiler(device)
             return "compile", ()
         if device.type != "cuda":
             raise CaptureError(f"--capture {name}", f"{device} has no CUDA graphs", EAGER)
-        if not alone:
-            raise CaptureError(f"--capture {name}", "several processes share the run", EAGER)
         parts(plan)
     except CaptureError as error:
         return "off", error.faults

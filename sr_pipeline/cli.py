@@ -178,7 +178,7 @@ def validate(
     pack: PackOption = None,
 ) -> None:
     """Check graphs, and report all faults of all of them."""
-    from sr_pipeline.errors import GraphError
+    from sr_pipeline.errors import GraphError, NodeDeclarationError
     from sr_pipeline.loading import load
     from sr_pipeline.plan import compile_plan
     from sr_pipeline.registry import load_packs
@@ -187,7 +187,7 @@ def validate(
     for name in graphs:
         try:
             plan = compile_plan(load(name, registry, folders=allow_folder or ()), registry)
-        except GraphError as error:
+        except (GraphError, NodeDeclarationError) as error:
             _print_error(error)
             faulty = True
             continue

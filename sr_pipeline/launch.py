@@ -104,8 +104,10 @@ def joined() -> Iterator[World]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
         calm_gloo()
     size = dist.get_world_size()
-    yield World(dist.get_rank(), size) if size > 1 else ALONE
-    board.forget()
+    try:
+        yield World(dist.get_rank(), size) if size > 1 else ALONE
+    finally:
+        board.forget()
     if own:
         dist.destroy_process_group()
 

@@ -30,7 +30,11 @@ def is_running(process: int) -> bool:
         return False
     except OSError:  # of another user
         return True
-    return True
+    try:
+        state = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2]
+    except OSError:  # this is no Linux
+        return True
+    return state.split()[0] not in ("Z", "X")  # which has ended, and nobody asked yet how
 
 
 def has_ended(host: str, process: int, path: Path, untouched: float = _UNTOUCHED) -> bool:

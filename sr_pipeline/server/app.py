@@ -55,7 +55,11 @@ def create_app(
         packs: what the worker process loads beside the installed packs.
         device: on which runs compute.
         allowed: folders that graphs may read beside the root.
+
+    Raises:
+        NodeDeclarationError: a node is faulty.
     """
+    list(registry.values())  # all are read now: each page of the editor shows all, and several threads ask
     folders, hub = Folders(root, tuple(allowed)), Hub()
     jobs = Jobs(folders.queue)
     dispatcher = Dispatcher(jobs, hub, folders, tuple(packs), device)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import PIL.Image
+from PIL import ImageOps
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.requests import Request
@@ -25,6 +26,8 @@ UPLOADED = {**SHOWN, "TIFF": "image/tiff", "BMP": "image/bmp"}
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP", ".avif": "AVIF"}
 NO_PICTURE = (OSError, PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning, *DAMAGE)
 MAX_LISTED = 10_000
+MAX_PREVIEWED = 2**25
+"""Pixels of a picture that is encoded anew to be shown."""
 SANDBOX = "default-src 'none'; sandbox"
 
 
@@ -42,7 +45,8 @@ def _no_file(name: str) -> NoReturn:
 def get_view(request: Request) -> Response:
     """A file of a run or an upload. Pictures are shown, all else is a download.
 
-    ``preview=webp;80`` asks for a picture as a WebP or JPEG of this quality, which is smaller; 90 is the usual one.
+    ``preview=webp;80`` asks for a picture as a WebP or JPEG of this quality; 90 is the usual one. Pictures that would
+    lose more than that, or are very large, come as they are.
     """
     query = request.query_params
     folder = state_of(request).folders.of_type(query.get("type", "output"))
@@ -72,7 +76,12 @@ def _smaller(path: Path, wanted: str) -> tuple[bytes, str] | None:
     kind, quality = "JPEG" if name == "jpeg" else "WEBP", int(number) if re.fullmatch(r"\d{1,3}", number, re.A) else 90
     try:
         with PIL.Image.open(path, formats=tuple(SHOWN)) as picture:
-            picture.convert("RGB").save(encoded := BytesIO(), kind, quality=min(quality, 100))
+            large, deep = picture.width * picture.height > MAX_PREVIEWED, picture.mode[0] in "IF"
+            clear = picture.has_transparency_data
+            if large or deep or (clear and kind == "JPEG"):
+                return None
+            shown = ImageOps.exif_transpose(picture).convert("RGBA" if clear else "RGB")
+        shown.save(encoded := BytesIO(), kind, quality=min(quality, 100))
     except NO_PICTURE:
         return None
     return encoded.getvalue(), SHOWN[kind]

@@ -7,6 +7,7 @@ import json
 import re
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def give(address: str, name: str, workflow: dict[str, Any] | None, token: str | 
     Raises:
         UsageError: what answers is another program, or it does not take the workflow.
     """
-    known = {"Authorization": f"Bearer {token}"} if token else {}
+    known = {"Authorization": f"Basic {b64encode(f':{token}'.encode()).decode()}"} if token else {}
     try:
         asked = urllib.request.Request(f"{address}system_stats", headers=known)
         with _OPENER.open(asked, timeout=_SECONDS) as answer:

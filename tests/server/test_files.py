@@ -152,6 +152,25 @@ def test_a_picture_is_seen_smaller(wanted: str, kind: str, most: int, client: Te
     assert client.get("/view", params={"filename": "cut.png", "type": "input", "preview": wanted}).content == cut
 
 
+def test_a_smaller_picture_is_the_same_picture(client: TestClient, tmp_path: Path) -> None:
+    def seen(name: str, kind: str) -> bytes:
+        query = {"filename": name, "type": "input", "preview": kind}
+        return bytes(client.get("/view", params=query).content)
+
+    folder = tmp_path / "input"
+    folder.mkdir(exist_ok=True)
+    PIL.Image.new("I;16", (8, 8), 30000).save(folder / "deep.png")
+    PIL.Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save(folder / "clear.png")
+    turned = PIL.Image.Exif()
+    turned[0x0112] = 6  # orientation: to be shown a quarter turn to the right
+    PIL.Image.new("RGB", (8, 4)).save(folder / "turned.jpg", exif=turned)
+    assert seen("deep.png", "webp") == (folder / "deep.png").read_bytes()
+    assert seen("clear.png", "jpeg") == (folder / "clear.png").read_bytes()
+    clear = PIL.Image.open(io.BytesIO(seen("clear.png", "webp")))
+    assert (clear.format, clear.mode, clear.getchannel("A").getextrema()) == ("WEBP", "RGBA", (0, 0))
+    assert PIL.Image.open(io.BytesIO(seen("turned.jpg", "webp"))).size == (4, 8)
+
+
 def test_one_node(client: TestClient) -> None:
     assert list(client.get("/object_info/mse_loss").json()) == ["mse_loss"]
     assert client.get("/object_info/none").json() == {}

@@ -13,6 +13,7 @@ from torch.multiprocessing.spawn import spawn
 from sr_nodes.batchnorm import SynchronisedBatchNorm2d, synchronised
 from sr_nodes.discriminators import discriminator
 from sr_nodes.srresnet import srresnet
+from sr_pipeline import board
 from sr_pipeline.world import ALONE, World
 
 SIZES = (3, 1, 2)
@@ -47,6 +48,7 @@ def process(rank: int, folder: Path, dtype: torch.dtype) -> None:
     assert isinstance(norm_holder[0], SynchronisedBatchNorm2d)
     parts = (torch.split(tensor, list(SIZES))[rank] for tensor in (x, grad))
     torch.save(results(norm, *parts), folder / f"{rank}.pt")
+    board.forget()
     dist.destroy_process_group()
 
 

@@ -577,6 +577,7 @@ def test_what_is_chosen_on_cuda() -> None:
     for name in ("auto", "graph"):
         chosen, (fault,) = chosen_capture(name, plan_of(SMALL.replace("passed", "forward")), cuda)
         assert (chosen, fault.what) == ("off", "it takes report, amid what trains")
+    for name in ("auto", "graph", "compile"):
         chosen, (fault,) = chosen_capture(name, plan, cuda, alone=False)
         assert (chosen, fault.what) == ("off", "several processes share the run")
     nothing = plan_of("x = batches()\nw = write(x)")

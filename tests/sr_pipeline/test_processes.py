@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,18 @@ def test_is_running() -> None:
     other.communicate(b"\n")
     assert not is_running(other.pid)
     assert not is_running(os.getpid())
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
+def test_one_that_ended_does_not_run_though_nobody_asked_how() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    assert ended.stdout is not None
+    ended.stdout.read()  # to its end, which is that of the process or nearly so
+    while is_running(ended.pid):
+        time.sleep(0.01)
+    assert ended.returncode is None
+    os.kill(ended.pid, 0)
+    ended.communicate()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there no process is asked for")
