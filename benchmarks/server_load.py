@@ -1,6 +1,6 @@
 """What the server bears: 200 open sockets and 50 requests a second beside a training, on the same cores.
 
-    python benchmarks/server_load.py [--seconds 60] [--rounds 2] [--sockets 200] [--rate 50] [--quick] [--out DIR]
+    python benchmarks/server_load.py [--seconds 60] [--rounds 4] [--sockets 200] [--rate 50] [--quick] [--out DIR]
 
 A server trains with one thread. One client opens the sockets and asks, in turn, our server and a stub: the same HTTP
 stack that answers everything with one line and tells its sockets nothing. So what the client itself takes from the
@@ -88,7 +88,7 @@ def stamped(value: float, run_dir: RunDir = NOWHERE, report: Report = SILENT) ->
 def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--sockets", type=int, default=200)
     parser.add_argument("--rate", type=float, default=50.0)
     parser.add_argument("--stub", action="store_true", help=argparse.SUPPRESS)
