@@ -104,8 +104,9 @@ def step_seconds(folder: Path) -> float:
     """Of a run, from its events."""
     events = map(json.loads, (folder / "events.jsonl").read_text().splitlines())
     told = {event["step"]: event["time"] for event in events if event["type"] == "scalar"}
-    ends = sorted(told.items())[2:-1]  # the last step validates too
-    took = [(after - before) / (step - last) for (last, before), (step, after) in pairwise(ends)]  # some are told late
+    ends = sorted({time: step for step, time in sorted(told.items())}.items())  # of steps told together, the last
+    ends = ends[2:-1] if len(ends) > 4 else ends  # the last one validates too
+    took = [(after - before) / (step - last) for (before, last), (after, step) in pairwise(ends)]
     return float(statistics.median(took))
 
 
