@@ -31,6 +31,7 @@ from loops import Size
 from measure import DATA, Seconds, arguments, device_of, machine, publish, ratio, short, spread, tell, wait
 from sr_nodes.data import photographs, random_crops
 from sr_nodes.pictures import find_pictures
+from sr_pipeline.recording import WARM_UP
 from step import QUICK, Ours, default_mode
 
 WORKERS = 2
@@ -118,7 +119,8 @@ def waiting(size: Size, device: torch.device, folder: Path, gan: bool, steps: in
 def _stepped(ours: Ours, batch: Callable[[], Tensor], steps: int, device: torch.device) -> tuple[float, float]:
     """Seconds a step, and of them those in which a batch was asked for."""
     asked = []
-    ours(batch())
+    for _ in range(WARM_UP + 2 if ours.mode.capture != "off" else 1):  # what precedes a recording is no step's time
+        ours(batch())
     wait(device)
     began = time.perf_counter()
     for _ in repeat(None, steps):

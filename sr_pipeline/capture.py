@@ -20,19 +20,22 @@ from sr_pipeline.recording import CudaGraph, RecordedStep
 @contextmanager
 def capturing(executor: Executor) -> Iterator[None]:
     """Inside, the executor's steps run as its mode's ``capture`` says."""
-    kind, compiled = executor.context.mode.capture, list[nn.Module]()
+    kind, device, compiled = executor.context.mode.capture, executor.context.device, list[nn.Module]()
+    recorded = None
+    if kind == "graph" or (kind == "compile" and not _unrecordable(executor.plan, device)):
+        recorded = RecordedStep(executor, parts(executor.plan), CudaGraph(device))
 
     def compile_first(step: int, last: bool) -> None:
         compiled.extend({id(value): value for value in executor.values if isinstance(value, nn.Module)}.values())
         for module in compiled:
             module.compile()
-        executor.instead = None
-        executor.run_due(executor.steps, step, last)
+        executor.instead = recorded
+        if recorded:
+            recorded(step, last)
+        else:
+            executor.run_due(executor.steps, step, last)
 
-    if kind == "graph":
-        executor.instead = RecordedStep(executor, parts(executor.plan), CudaGraph(executor.context.device))
-    elif kind == "compile":
-        executor.instead = compile_first
+    executor.instead = compile_first if kind == "compile" else recorded
     try:
         yield
     finally:
@@ -46,7 +49,8 @@ def chosen_capture(
 ) -> tuple[Capture, tuple[Fault, ...]]:
     """What ``--capture`` means for a plan on a device, and why it is less than was asked for.
 
-    ``auto`` is a graph on CUDA where the plan allows one, and off elsewhere: compiled networks gain nothing on a CPU.
+    ``auto`` is a graph on CUDA where the plan allows one, and off elsewhere: compiled networks gain nothing on a CPU. A
+    step with compiled networks is recorded as well where it can be.
 
     Raises:
         UsageError: there is no such capture.
@@ -55,23 +59,25 @@ def chosen_capture(
         raise UsageError(f"--capture {name}", "is unknown", f"give one of {', '.join(get_args(Capture))}, auto")
     if name == "off" or (name == "auto" and not (device.type == "cuda" and plan.trains)):
         return "off", ()
-    try:
-        if not alone:
-            raise CaptureError(f"--capture {name}", "several processes share the run", EAGER)
-        if name == "compile":
-            _check_compiler(device)
-            return "compile", ()
-        if device.type != "cuda":
-            raise CaptureError(f"--capture {name}", f"{device} has no CUDA graphs", EAGER)
-        parts(plan)
-    except CaptureError as error:
-        return "off", error.faults
-    return "graph", ()
-
-
-def _check_compiler(device: torch.device) -> None:
+    if not alone:
+        return "off", (Fault(f"--capture {name}", "several processes share the run", EAGER),)
+    refused = _unrecordable(plan, device)
+    if name != "compile":
+        return ("off", refused) if refused else ("graph", ())
     try:
         torch.compile(torch.neg)(torch.ones(2, device=device))
     except (RuntimeError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise CaptureError("--capture compile", f"torch cannot compile here: {reason}", EAGER) from error
+        return "off", (Fault("--capture compile", f"torch cannot compile here: {reason}", EAGER),)
+    return "compile", refused if device.type == "cuda" else ()
+
+
+def _unrecordable(plan: Plan, device: torch.device) -> tuple[Fault, ...]:
+    """Why a step of the plan cannot be recorded on the device; empty where it can."""
+    if device.type != "cuda":
+        return (Fault("--capture graph", f"{device} has no CUDA graphs", EAGER),)
+    try:
+        parts(plan)
+    except CaptureError as error:
+        return error.faults
+    return ()

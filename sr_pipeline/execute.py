@@ -321,7 +321,7 @@ def _without_gradients(modules: Iterable[nn.Module]) -> Iterator[None]:
 def brief(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-    if isinstance(value, nn.Module):
+    if isinstance(value, (nn.Module, torch.optim.Optimizer)):  # whose text would read numbers from a device
         return type(value).__name__
     text = repr(value)
     return text if len(text) <= 60 else f"{type(value).__name__}(...)"

@@ -19,7 +19,7 @@ from sr_pipeline.graph import Graph
 from sr_pipeline.node import node
 from sr_pipeline.registry import Registry
 from sr_pipeline.run import run
-from sr_pipeline.sockets import Device, Model, Training
+from sr_pipeline.sockets import Device, Model, Optimizer, Training
 from toys import Batch, Heard
 
 pytestmark = pytest.mark.gpu
@@ -46,6 +46,12 @@ def net_on_device(device: Device = CPU) -> Model:
 
 
 @node
+def sgd_there(model: Model, rate: float = 0.1) -> Optimizer:
+    """Torch's fused kernel, because its others read the rate on the host."""
+    return torch.optim.SGD(model.parameters(), rate, momentum=0.5, fused=True)
+
+
+@node
 def passed(model: Model, x: Batch, training: Training = False) -> Batch:
     model.train(training)
     result: Tensor = model(x)
@@ -59,12 +65,12 @@ def waits(x: Batch) -> Batch:
     return x * (2.0 if x.sum().item() > 0 else 1.0)
 
 
-TYPES = toys.REGISTRY.with_nodes([on_device, net_on_device, passed, waits])
+TYPES = toys.REGISTRY.with_nodes([on_device, net_on_device, sgd_there, passed, waits])
 TOY = """
     x = on_device()
     rate = halving(0.0625)
     net = net_on_device()
-    opt = sgd(net)
+    opt = sgd_there(net)
     y = passed(net, x)
     loss = distance(y, x)
     step = optimizer_step(loss, net, opt, rate=rate)
@@ -82,11 +88,13 @@ def train(graph: Graph, registry: Registry, folder: Path, **options: Any) -> tup
     return read(newest).objects, heard
 
 
-def assert_agree(one: tuple[dict[str, Any], Heard], other: tuple[dict[str, Any], Heard], loss: str) -> None:
+def assert_agree(
+    one: tuple[dict[str, Any], Heard], other: tuple[dict[str, Any], Heard], loss: str, kind: str = "graph"
+) -> None:
     """Each loss of 200 steps within 0.1 %, and the weights: where the kernels are the same, the same bits."""
     (found, captured), (wanted, eager) = one, other
     modes = [e.mode for e in captured if isinstance(e, RunStarted)]
-    assert [mode.endswith("capture graph") for mode in modes] == [True]
+    assert [mode.endswith(f"capture {kind}") for mode in modes] == [True]
     assert [e.text for e in captured if isinstance(e, Warned)] == []
     assert captured.scalars(loss) == pytest.approx(eager.scalars(loss), rel=1e-3)
     for name, state in wanted.items():
@@ -95,18 +103,38 @@ def assert_agree(one: tuple[dict[str, Any], Heard], other: tuple[dict[str, Any],
                 torch.testing.assert_close(found[name][key], tensor, rtol=1e-3, atol=1e-4, msg=f"{name} {key}")
 
 
-def test_a_toy_of_200_steps(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # what torch's compiler imports
+@pytest.mark.parametrize("kind", ["graph", "compile"])
+def test_a_toy_of_200_steps(kind: str, tmp_path: Path) -> None:
     graph = toys.graph(TOY, TYPES)
-    captured = train(graph, TYPES, tmp_path / "graph", capture="graph")
-    assert_agree(captured, train(graph, TYPES, tmp_path / "eager"), "log")
+    captured = train(graph, TYPES, tmp_path / "graph", capture=kind)
+    assert_agree(captured, train(graph, TYPES, tmp_path / "eager"), "log", kind)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_srgan_of_200_steps(precision: str, registry: Registry, tmp_path: Path) -> None:
+def test_srgan_of_200_steps(registry: Registry, tmp_path: Path) -> None:
     graph = with_settings(Graph.load(graphs() / "train_srgan.json"), registry, TINY)
-    options: dict[str, Any] = {"steps": STEPS, "precision": precision}
-    captured = train(graph, registry, tmp_path / "graph", capture="auto", **options)
-    assert_agree(captured, train(graph, registry, tmp_path / "eager", **options), "content_loss")
+    captured = train(graph, registry, tmp_path / "graph", capture="auto", steps=STEPS)
+    assert_agree(captured, train(graph, registry, tmp_path / "eager", steps=STEPS), "content_loss")
+
+
+def test_srgan_of_200_steps_in_bf16(registry: Registry, tmp_path: Path) -> None:
+    """Recorded layers round elsewhere: losses within 2 %, weights within a fifth of their way.
+
+    Two runs on a CPU that differ in the order of their sums alone lie 0.2 % and a 24th apart.
+    """
+    graph = with_settings(Graph.load(graphs() / "train_srgan.json"), registry, TINY)
+    options: dict[str, Any] = {"precision": "bf16"}
+    begun, _ = train(graph, registry, tmp_path / "begun", steps=1, **options)
+    found, captured = train(graph, registry, tmp_path / "graph", capture="auto", steps=STEPS, **options)
+    wanted, eager = train(graph, registry, tmp_path / "eager", steps=STEPS, **options)
+    assert [e.text for e in captured if isinstance(e, Warned)] == []
+    assert captured.scalars("content_loss") == pytest.approx(eager.scalars("content_loss"), rel=0.02)
+    for name in ("generator", "discriminator"):
+        names = [key for key in wanted[name] if key.endswith((".weight", ".bias"))]
+        at, end, start = (
+            torch.cat([of[name][key].double().flatten() for key in names]) for of in (found, wanted, begun)
+        )
+        assert (at - end).norm() < 0.2 * (end - start).norm()
 
 
 def test_a_captured_run_resumes(registry: Registry, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sr_nodes.fused import frozen
 from sr_nodes.losses import Reduction, Weight, check_same_shape
 from sr_nodes.modules import CPU, check_fits
 from sr_nodes.types import FeatureNet, Image
@@ -17,6 +18,7 @@ from sr_nodes.weight_files import UNREADABLE, read_tensors
 from sr_pipeline.node import node
 from sr_pipeline.paths import resolve
 from sr_pipeline.sockets import Device, InputPath, Loss
+from sr_pipeline.streams import ready_since
 
 Layer = Literal[
     "11", "12", "21", "22", "31", "32", "33", "34", "41", "42", "43", "44", "51", "52", "53", "54"
@@ -67,8 +69,7 @@ class VGG19Features(FeatureNet):
         return (image - self.mean) / self.std
 
     def forward(self, image: Tensor) -> Tensor:
-        features: Tensor = self.features(self.normalised(image))
-        return features
+        return frozen(self.normalised(image), self.features)
 
 
 def relu_index(layer: Layer) -> int:
@@ -171,17 +172,22 @@ def _features(vgg: FeatureNet, sr: Image, hr: Image) -> tuple[Tensor, Tensor]:
     """Of both images, those of ``hr`` without a gradient.
 
     On CUDA the two passes run beside each other: alone, the late layers (6 x 6 pixels of a crop) leave most of the
-    device idle. In one batch, ``hr`` would get a backward pass too.
+    device idle. In one batch, ``hr`` would get a backward pass too. In a recorded step ``hr`` is there first, so its
+    pass begins then.
     """
     fixed = torch.no_grad()(vgg)
     if not sr.is_cuda:
         return vgg(sr), fixed(hr)
     here, beside = torch.cuda.current_stream(sr.device), _stream(sr.device)
-    beside.wait_stream(here)  # which has done with all that was beside it before, so that memory there is free
+    if (there := ready_since(hr)) is not None:
+        beside.wait_event(there)
+    else:
+        beside.wait_stream(here)
     with torch.cuda.stream(beside):
         wanted = fixed(hr)
     found = vgg(sr)
     here.wait_stream(beside)
+    wanted.record_stream(here)
     return found, wanted
 
 

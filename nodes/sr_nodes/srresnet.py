@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 import torch
 from pydantic import Field
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sr_nodes.batchnorm import synchronised
+from sr_nodes.fused import Layer, chain, conv_of_few, conv_shuffle, conv_to_few
 from sr_nodes.modules import CPU, seeded
 from sr_nodes.types import Generator
 from sr_pipeline.node import node
@@ -68,13 +69,30 @@ class SRResNet(Generator):
 
     def raw(self, lr: Tensor) -> Tensor:
         """The paper's output: [B, 3, H, W] in [0, 1] to [B, 3, scale * H, scale * W], meant for ``value_range``."""
-        first = self.head(self.normalise(lr))
-        image: Tensor = self.output(self.tail(self.upsample(first + self.blocks(first))))
+        conv, act = self.head
+        first = act(conv_of_few(self.normalise(lr), cast(nn.Conv2d, conv)))
+        features = chain(first, self._layers()) if self.config["batch_norm"] else first + self.blocks(first)
+        for n in range(0, len(self.upsample), 3):
+            features = conv_shuffle(features, *self.upsample[n : n + 3])
+        image: Tensor = self.output(conv_to_few(features, self.tail))
         return image
+
+    def _layers(self) -> list[Layer]:
+        """The blocks with BatchNorm, layer by layer."""
+        *blocks, conv, bn = self.blocks
+        layers = list[Layer]()
+        for block in blocks:
+            first, first_bn, act, second, second_bn = cast(_Residual, block).body
+            layers += [_layer(first, first_bn, act), _layer(second, second_bn, skip=len(layers))]
+        return [*layers, _layer(conv, bn, skip=0)]
 
     def forward(self, lr: Tensor) -> Tensor:
         raw = self.raw(lr)
         return (raw + 1) / 2 if self.signed else raw
+
+
+def _layer(conv: nn.Module, bn: nn.Module, act: nn.Module | None = None, skip: int | None = None) -> Layer:
+    return Layer(cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, bn), act, skip)
 
 
 class _ImageNetNorm(nn.Module):

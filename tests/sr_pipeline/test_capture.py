@@ -10,8 +10,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -199,7 +199,7 @@ class StandIn:
             if isinstance(leaf, Tensor)
         ]
 
-    def record(self, work: Callable[[], T]) -> T:
+    def record(self, work: Callable[[], T], fed: Iterable[Tensor]) -> T:
         before = [(tensor, tensor.detach().clone()) for tensor in self._tensors()]
         self.work, self.out = work, work()
         with torch.no_grad():
@@ -222,6 +222,12 @@ class StandIn:
             if isinstance(old, Tensor):
                 old.copy_(new)
 
+    def job(self, after: Collection[int], read: Iterable[Tensor]) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def changed(self) -> None:
+        pass
+
     def clear(self) -> None:
         pass
 
@@ -240,9 +246,9 @@ class Losing(StandIn):
 class Stale(StandIn):
     """Goes on with the items of the recording."""
 
-    def record(self, work: Callable[[], T]) -> T:
+    def record(self, work: Callable[[], T], fed: Iterable[Tensor]) -> T:
         self.first = [value.clone() if isinstance(value, Tensor) else value for value in self.executor.values]
-        return super().record(work)
+        return super().record(work, fed)
 
     def replay(self) -> None:
         fed = parts(self.executor.plan).fed
@@ -255,7 +261,7 @@ class Stale(StandIn):
 
 
 class Refusing(StandIn):
-    def record(self, work: Callable[[], T]) -> T:
+    def record(self, work: Callable[[], T], fed: Iterable[Tensor]) -> T:
         work()
         raise RuntimeError("operation not permitted when stream is capturing")
 

@@ -1,0 +1,563 @@
+"""Layers of a recorded training step in bf16, in few kernels. No nodes.
+
+The crops of a training step are small, so that a GPU spends more time between kernels than in them. Each function here
+is what its layers are: in few kernels, Triton's beside cuDNN's convolutions, where the step is recorded as one CUDA
+graph, and layer by layer where it is not, or in float32, in eval mode, compiled, exported. (Launched one by one,
+Triton's kernels are slower than torch's.) The numbers are autocast's but for the order of sums: bfloat16 between
+layers, float32 inside. A bias before BatchNorm, which BatchNorm takes away again, gets the gradient zero. Nobody
+differentiates twice through them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib.util import find_spec
+from typing import Any, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from sr_pipeline.streams import is_recorded
+
+_ROWS = 64
+"""Of a picture's pixels, that a program of a kernel has at once."""
+_GROUPS = 128
+"""Of rows at most, which a sum is made of."""
+_WARPS = 4
+_BESIDE = 3
+"""Streams for the gradients of weights, which nothing waits for until the pass is over."""
+_NONE, _SLOPE, _LEAK = 0, 1, 2
+_LAST = torch.channels_last
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Convolution, BatchNorm, perhaps a PReLU or LeakyReLU, and perhaps an earlier result added."""
+
+    conv: nn.Conv2d
+    bn: nn.BatchNorm2d
+    act: nn.Module | None = None
+    skip: int | None = None
+    """The number of the result that is added: 0 is what goes into the chain, 1 the first layer's."""
+
+
+def chain(x: Tensor, layers: Sequence[Layer]) -> Tensor:
+    """The last layer's result."""
+    if _is_mixed(x) and torch.is_grad_enabled() and all(_is_known(layer) for layer in layers):
+        tensors = [t for layer in layers for t in _tensors(layer)]
+        return cast(Tensor, _Chain.apply(x.to(torch.bfloat16, memory_format=_LAST), tuple(layers), *tensors))
+    results = [x]
+    for layer in layers:
+        y = layer.bn(layer.conv(results[-1]))
+        y = y if layer.act is None else layer.act(y)
+        results.append(y if layer.skip is None else results[layer.skip] + y)
+    return results[-1]
+
+
+def conv_shuffle(x: Tensor, conv: nn.Conv2d, shuffle: nn.PixelShuffle, act: nn.PReLU) -> Tensor:
+    """``act(shuffle(conv(x)))``."""
+    known = type(conv) is nn.Conv2d and conv.bias is not None and shuffle.upscale_factor == 2
+    if not (_is_mixed(x) and torch.is_grad_enabled() and known and type(act) is nn.PReLU):
+        return cast(Tensor, act(shuffle(conv(x))))
+    y = F.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return cast(Tensor, _Shuffle.apply(y.contiguous(memory_format=_LAST), conv.bias, act.weight))
+
+
+def conv_of_few(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """A convolution of a picture, of so few channels that all it reads for a pixel is one row of a matrix.
+
+    cuDNN's kernels take channels by eight at least.
+    """
+    few = conv.in_channels * conv.kernel_size[0] ** 2 < 256
+    if not (_is_mixed(x) and torch.is_grad_enabled() and few and _is_plain(conv) and conv.bias is not None):
+        return cast(Tensor, conv(x))
+    return cast(Tensor, _ConvOfFew.apply(x, conv.weight, conv.bias, None, False))
+
+
+def conv_to_few(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """A convolution to few channels; where it is learned, by rows: K x K to C channels is 1 x K to K C, and K rows of
+    those summed.
+
+    Units for matrices make 8 to 32 channels at once; of 3 they leave most idle. It takes more memory.
+    """
+    if not (torch.is_grad_enabled() and _is_plain(conv)) or conv.bias is None or _is_traced():
+        return cast(Tensor, conv(x))
+    side, few = conv.kernel_size[0], conv.out_channels
+    if not 3 <= side <= side * few <= 32:
+        return cast(Tensor, conv(x))
+    if _is_mixed(x):
+        rows = conv.weight.permute(2, 0, 1, 3).reshape(side * few, -1, 1, side)
+        rows = F.pad(rows, (0, 0, 0, 0, 0, 0, 0, 32 - side * few)).contiguous(memory_format=_LAST)
+        parts = F.conv2d(x, rows, None, 1, (0, side // 2)).contiguous(memory_format=_LAST)
+        return cast(Tensor, _SumRows.apply(parts, conv.bias, side))
+    rows = conv.weight.flip(2).permute(0, 2, 1, 3).reshape(few * side, -1, 1, side)
+    parts = F.conv2d(x, rows.contiguous(memory_format=_LAST), None, 1, (0, side // 2))
+    summed = F.fold(parts.flatten(2), x.shape[-2:], (side, 1), padding=(side // 2, 0))
+    return summed + conv.bias.view(-1, 1, 1)
+
+
+def frozen(x: Tensor, layers: nn.Sequential) -> Tensor:
+    """``layers(x)`` of convolutions, ReLUs and pools of which no weight is learned."""
+    if not (_is_mixed(x) and all(not p.requires_grad for p in layers.parameters())):
+        return cast(Tensor, layers(x))
+    rest = list(layers)
+    while rest:
+        conv, act = rest[0], rest[1] if len(rest) > 1 else None
+        if not (type(conv) is nn.Conv2d and type(act) is nn.ReLU and _is_plain(conv) and conv.bias is not None):
+            x = rest.pop(0)(x)
+            continue
+        del rest[:2]
+        if conv.in_channels * conv.kernel_size[0] ** 2 < 256:
+            low, bias = _rounded(conv)
+            x = _ConvOfFew.apply(x, conv.weight, bias, low, True)
+            continue
+        pooled = bool(rest) and type(rest[0]) is nn.MaxPool2d and _halves(rest[0])
+        del rest[: int(pooled)]
+        x = _ConvReLU.apply(x.to(torch.bfloat16, memory_format=_LAST), *_rounded(conv), conv, pooled)
+    return x
+
+
+def _halves(pool: nn.MaxPool2d) -> bool:
+    return (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode) == (2, 2, 0, 1, False)
+
+
+def _is_plain(conv: nn.Module) -> bool:
+    """Whether it is a square convolution of torch's own that keeps the size."""
+    if type(conv) is not nn.Conv2d:
+        return False
+    height, width = conv.kernel_size
+    known = (conv.stride, conv.dilation, conv.groups, conv.padding_mode) == ((1, 1), (1, 1), 1, "zeros")
+    return known and height == width and height % 2 == 1 and conv.padding == (height // 2, width // 2)
+
+
+def _is_traced() -> bool:
+    tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    return tracing or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
+
+
+def _is_mixed(x: Tensor) -> bool:
+    """Whether this is a recorded step in bf16 on CUDA."""
+    return (
+        x.is_cuda
+        and is_recorded()
+        and torch.is_autocast_enabled("cuda")
+        and torch.get_autocast_dtype("cuda") == torch.bfloat16
+        and not _is_traced()
+        and _has_triton()
+    )
+
+
+def _is_known(layer: Layer) -> bool:
+    """Whether it is made of torch's own modules, with all that they can have, and BatchNorm learns."""
+    conv, bn, act = layer.conv, layer.bn, layer.act
+    return (
+        type(conv) is nn.Conv2d
+        and (conv.groups, conv.dilation, conv.padding_mode) == (1, (1, 1), "zeros")
+        and conv.weight.dtype == torch.float32
+        and type(bn) is nn.BatchNorm2d
+        and bn.training
+        and bn.affine
+        and bn.track_running_stats
+        and bool(bn.momentum)
+        and (act is None or type(act) in (nn.PReLU, nn.LeakyReLU))
+    )
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+_ROUNDED: WeakKeyDictionary[nn.Conv2d, tuple[int, Tensor, Tensor]] = WeakKeyDictionary()
+"""Of convolutions that nothing trains: the version of the weight, and weight and bias in bfloat16."""
+
+
+def _rounded(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias; for ``_ConvOfFew`` the weight is its matrix."""
+    assert conv.bias is not None
+    found = _ROUNDED.get(conv)
+    if found is None or found[0] != conv.weight._version or found[1].device != conv.weight.device:
+        if conv.in_channels * conv.kernel_size[0] ** 2 < 256:
+            low = _matrix(conv.weight, None)
+        else:
+            low = conv.weight.to(torch.bfloat16, memory_format=_LAST)
+        found = conv.weight._version, low, conv.bias.to(torch.bfloat16)
+        if not torch.cuda.is_current_stream_capturing():
+            torch.cuda.current_stream(low.device).synchronize()  # once, because other streams will read it
+            _ROUNDED[conv] = found
+    return found[1:]
+
+
+def _tensors(layer: Layer) -> tuple[Tensor | None, ...]:
+    """What a layer learns: weight and bias of the convolution, of BatchNorm, and the slope."""
+    slope = layer.act.weight if isinstance(layer.act, nn.PReLU) else None
+    return layer.conv.weight, layer.conv.bias, layer.bn.weight, layer.bn.bias, slope
+
+
+class _Chain(torch.autograd.Function):
+    """Layers one after the other, [B, C, H, W] in bfloat16 and channels_last."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layers: tuple[Layer, ...], *tensors: Tensor | None) -> Tensor:
+        lows = _cast([layer.conv.weight for layer in layers], x.dtype)
+        results, saved = [x], list[Tensor]()
+        for layer, low in zip(layers, lows, strict=True):
+            y = _convolved(results[-1], low, layer.conv)
+            out, kept = _normalised(y, layer, None if layer.skip is None else results[layer.skip])
+            saved += [y, kept]
+            results.append(out)
+        ctx.layers = layers
+        ctx.save_for_backward(*results[:-1], *saved, *lows, *(t for t in tensors if t is not None))
+        return results[-1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        layers, count = ctx.layers, len(ctx.layers)
+        saved = ctx.saved_tensors
+        results, maps, lows = saved[:count], saved[count : 3 * count], saved[3 * count : 4 * count]
+        wanted = ctx.needs_input_grad
+        grads: list[list[Tensor]] = [*([] for _ in layers), [grad.contiguous(memory_format=_LAST)]]
+        """Of each result, what comes from whoever reads it."""
+        beside = _Beside(grad.device)
+        weights, sums = dict[int, Tensor](), dict[int, Tensor]()
+        for n in range(count - 1, -1, -1):
+            layer, (y, kept) = layers[n], maps[2 * n : 2 * n + 2]
+            of_out, of_y, sums[n] = _normalised_backward(grads.pop(), y, kept, layer)
+            if layer.skip is not None:
+                grads[layer.skip].append(of_out)
+            if wanted[2 + 5 * n]:
+                weights[n] = beside(partial(_of_weight, of_y, results[n], lows[n], layer.conv))
+            if n or wanted[0]:
+                grads[n].append(_of_input(of_y, results[n], lows[n], layer.conv))
+        beside.join()
+        learned = _learned(layers, weights, sums) if wanted[2 + 2] else [None] * (5 * count)
+        return (sum(grads[0][1:], grads[0][0]) if wanted[0] else None, None, *learned)
+
+
+def _learned(layers: Sequence[Layer], weights: dict[int, Tensor], sums: dict[int, Tensor]) -> list[Tensor | None]:
+    """The gradients of ``_tensors`` of all layers, by as few kernels as for one."""
+    found: list[Tensor | None] = [None] * (5 * len(layers))
+    for n, weight in zip(weights, _cast(list(weights.values()), torch.float32), strict=True):
+        found[5 * n] = weight
+    biases = {n: layer.conv.bias for n, layer in enumerate(layers) if layer.conv.bias is not None}
+    if biases:
+        zeros = torch.zeros(sum(bias.numel() for bias in biases.values()), device=sums[0].device)
+        for n, zero in zip(biases, torch.split(zeros, [bias.numel() for bias in biases.values()]), strict=True):
+            found[5 * n + 1] = zero
+    for n in range(len(layers)):
+        found[5 * n + 2], found[5 * n + 3] = sums[n][1], sums[n][0]
+    slopes = {n: layer.act.weight for n, layer in enumerate(layers) if isinstance(layer.act, nn.PReLU)}
+    single = [n for n, slope in slopes.items() if slope.numel() == 1]
+    for n in slopes.keys() - set(single):
+        found[5 * n + 4] = sums[n][2]
+    if single:
+        for n, slope in zip(single, torch.stack([sums[n][2] for n in single]).sum(1, keepdim=True), strict=True):
+            found[5 * n + 4] = slope
+    return found
+
+
+class _Beside:
+    """Amid a recording, runs work on streams beside the current one, which waits for all of it in the end: branches of
+    the graph."""
+
+    def __init__(self, device: torch.device) -> None:
+        recorded = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        self.streams = _streams(device) if recorded else ()
+        self.works = list[Callable[[], Tensor]]()
+        """Kept until all is over, with what they read: its memory must not be used again before."""
+
+    def __call__(self, work: Callable[[], Tensor]) -> Tensor:
+        if not self.streams:
+            return work()
+        stream = self.streams[len(self.works) % len(self.streams)]
+        self.works.append(work)
+        stream.wait_stream(torch.cuda.current_stream(stream.device))
+        with torch.cuda.stream(stream):
+            made = work()
+        made.record_stream(torch.cuda.current_stream(stream.device))  # which reads it when the next is at work there
+        return made
+
+    def join(self) -> None:
+        for stream in self.streams[: len(self.works)]:
+            torch.cuda.current_stream(stream.device).wait_stream(stream)
+
+
+@cache
+def _streams(device: torch.device) -> tuple[torch.cuda.Stream, ...]:
+    return tuple(torch.cuda.Stream(device) for _ in range(_BESIDE))  # type: ignore[no-untyped-call]
+
+
+class _Shuffle(torch.autograd.Function):
+    """PReLU of PixelShuffle 2 of a map and a bias: [B, 4 C, H, W] to [B, C, 2 H, 2 W], channels_last."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, bias: Tensor, slope: Tensor) -> Tensor:
+        from sr_nodes.triton_kernels import shuffle
+
+        batch, channels, height, width = y.shape
+        rows, channels, tile = batch * height * width, channels // 4, _tile(channels // 4)
+        shape = (batch, channels, 2 * height, 2 * width)
+        out = torch.empty(shape, dtype=y.dtype, device=y.device, memory_format=_LAST)
+        shuffle[(_up(rows, 16), _up(channels, tile))](
+            y, bias, slope, out, rows, width, channels, slope.numel() > 1, 16, tile, num_warps=_WARPS
+        )
+        ctx.save_for_backward(y, bias, slope)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        from sr_nodes.triton_kernels import unshuffle
+
+        y, bias, slope = ctx.saved_tensors
+        batch, channels, height, width = y.shape
+        rows, channels, tile = batch * height * width, channels // 4, _tile(channels // 4)
+        groups, span = _split(rows, 16, 512)
+        out, sums = torch.empty_like(y), y.new_empty((2, groups, 4 * channels), dtype=torch.float32)
+        unshuffle[(groups, _up(channels, tile))](
+            grad.contiguous(memory_format=_LAST), y, bias, slope, out, sums[0], sums[1], rows, width, channels, span,
+            slope.numel() > 1, 16, tile, num_warps=_WARPS,
+        )  # fmt: skip
+        of_bias, of_slope = sums.sum(1)
+        slopes = (channels, 4) if slope.numel() > 1 else (1, 4 * channels)
+        return out, of_bias, of_slope.view(slopes).sum(1)
+
+
+class _ConvOfFew(torch.autograd.Function):
+    """A convolution of a picture [B, C, H, W] as a product of matrices, then perhaps a ReLU, in bfloat16.
+
+    With the ReLU it is not learned, and the bias is cuBLAS' to add; without, the bias is a column of the matrix, so
+    that its gradient is one of the matrix's.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, weight: Tensor, bias: Tensor, low: Tensor | None, relu: bool) -> Tensor:
+        from sr_nodes.triton_kernels import patches
+
+        batch, channels, height, width = image.shape
+        low = _matrix(weight, None if relu else bias) if low is None else low
+        rows, columns = batch * height * width, low.shape[1]
+        read, wide = low.new_empty((rows, columns)), min(64, _power(columns))
+        patches[(_up(rows, _ROWS), _up(columns, wide))](
+            image, read, rows, height, width, *image.stride(), weight.shape[2], channels, columns, _ROWS, wide,
+            num_warps=_WARPS,
+        )  # fmt: skip
+        y = torch._addmm_activation(bias, read, low.t()) if relu else read @ low.t()
+        ctx.shape, ctx.relu = image.shape, relu
+        ctx.save_for_backward(weight, low, read if weight.requires_grad else None, y if relu else None)
+        return y.view(batch, height, width, -1).permute(0, 3, 1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        from sr_nodes.triton_kernels import unpatches
+
+        weight, low, read, y = ctx.saved_tensors
+        batch, channels, height, width = ctx.shape
+        side, rows = weight.shape[2], batch * height * width
+        of_y = grad.permute(0, 2, 3, 1).reshape(rows, -1)
+        if ctx.relu:
+            of_y = torch.ops.aten.threshold_backward(of_y, y, 0)
+        of_image = of_weight = of_bias = None
+        if ctx.needs_input_grad[0]:
+            of_image = grad.new_empty(ctx.shape, dtype=torch.float32)
+            unpatches[(_up(rows, 128),)](
+                of_y @ low, of_image, rows, height, width, side, channels, low.shape[1], 128, num_warps=_WARPS
+            )
+        if ctx.needs_input_grad[1]:
+            used = side * side * channels
+            found = of_y.t() @ read
+            of_weight = found[:, :used].view(-1, side, side, channels).permute(0, 3, 1, 2).float()
+            of_bias = found[:, used].float()
+        return of_image, of_weight, of_bias, None, None
+
+
+def _matrix(weight: Tensor, bias: Tensor | None) -> Tensor:
+    """[outputs, columns]: a row's weights, channels last, then the bias, then zeros; columns are a multiple of 16."""
+    outputs, inputs, side, _ = weight.shape
+    used = inputs * side * side
+    low = weight.new_zeros((outputs, 16 * _up(used + 1, 16)), dtype=torch.bfloat16)
+    low[:, :used].view(outputs, side, side, inputs).copy_(weight.permute(0, 2, 3, 1))
+    if bias is not None:
+        low[:, used].copy_(bias)
+    return low
+
+
+class _SumRows(torch.autograd.Function):
+    """A convolution's result in float32, [B, C, H, W], of its ``side`` rows', [B, 32, H, W], channels_last."""
+
+    @staticmethod
+    def forward(ctx: Any, parts: Tensor, bias: Tensor, side: int) -> Tensor:
+        from sr_nodes.triton_kernels import sum_rows
+
+        batch, columns, height, width = parts.shape
+        rows, few = batch * height * width, bias.numel()
+        out = parts.new_empty((batch, few, height, width), dtype=torch.float32)
+        sum_rows[(_up(rows, 128),)](parts, bias, out, rows, height, width, side, few, columns, 128, num_warps=_WARPS)
+        ctx.side, ctx.dtype, ctx.columns = side, parts.dtype, columns
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        from sr_nodes.triton_kernels import spread_rows
+
+        batch, few, height, width = grad.shape
+        rows, grad = batch * height * width, grad.contiguous()
+        shape = (batch, ctx.columns, height, width)
+        out = torch.empty(shape, dtype=ctx.dtype, device=grad.device, memory_format=_LAST)
+        spread_rows[(_up(rows, _ROWS),)](
+            grad, out, rows, height, width, ctx.side, few, ctx.columns, _ROWS, num_warps=_WARPS
+        )
+        return out, grad.sum((0, 2, 3)), None
+
+
+class _ConvReLU(torch.autograd.Function):
+    """ReLU of a convolution that is not learned, in one kernel of cuDNN's, then perhaps the largest of each 2 x 2."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, conv: nn.Conv2d, pooled: bool) -> Tensor:
+        from sr_nodes.triton_kernels import pool
+
+        geometry: Any = conv.stride, conv.padding, conv.dilation, conv.groups
+        y = torch.cudnn_convolution_relu(x, weight, bias, *geometry)
+        ctx.conv, ctx.pooled = conv, pooled
+        ctx.save_for_backward(x, weight, y)
+        if not pooled:
+            return y
+        batch, channels, height, width = y.shape
+        shape = (batch, channels, height // 2, width // 2)
+        out = torch.empty(shape, dtype=y.dtype, device=y.device, memory_format=_LAST)
+        rows, channels = _rows(out)
+        pool[(_up(rows, 32), _up(channels, 64))](y, out, rows, height, width, channels, 32, 64, num_warps=_WARPS)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        from sr_nodes.triton_kernels import unpool
+
+        x, weight, y = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=_LAST)
+        if ctx.pooled:
+            height, width = y.shape[2:]
+            of_y = torch.zeros_like(y) if height % 2 or width % 2 else torch.empty_like(y)
+            rows, channels = _rows(grad)
+            unpool[(_up(rows, 32), _up(channels, 64))](
+                grad, y, of_y, rows, height, width, channels, 32, 64, num_warps=_WARPS
+            )
+        else:
+            of_y = torch.ops.aten.threshold_backward(grad, y, 0)
+        return _of_input(of_y, x, weight, ctx.conv), None, None, None, None
+
+
+def _convolved(x: Tensor, weight: Tensor, conv: nn.Conv2d) -> Tensor:
+    y = torch.ops.aten.convolution(x, weight, None, conv.stride, conv.padding, conv.dilation, False, (0, 0), 1)
+    return cast(Tensor, y.contiguous(memory_format=_LAST))
+
+
+def _of_input(grad: Tensor, x: Tensor, weight: Tensor, conv: nn.Conv2d) -> Tensor:
+    return cast(Tensor, _backward(grad, x, weight, conv, (True, False, False))[0])
+
+
+def _of_weight(grad: Tensor, x: Tensor, weight: Tensor, conv: nn.Conv2d) -> Tensor:
+    return cast(Tensor, _backward(grad, x, weight, conv, (False, True, False))[1])
+
+
+def _backward(grad: Tensor, x: Tensor, weight: Tensor, conv: nn.Conv2d, mask: tuple[bool, ...]) -> tuple[Any, ...]:
+    found: tuple[Any, ...] = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, conv.stride, conv.padding, conv.dilation, False, (0, 0), 1, mask
+    )
+    return found
+
+
+def _normalised(y: Tensor, layer: Layer, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    """A layer's result of its convolution's, and mean and one over the deviation, [2, C]."""
+    from sr_nodes.triton_kernels import finish_statistics, normalise, partial_statistics
+
+    bn, rows, channels = layer.bn, *_rows(y)
+    groups, span = _split(rows, _ROWS, _GROUPS)
+    found, kept = y.new_empty((2, groups, channels), dtype=torch.float32), bn.weight.new_empty((2, channels))
+    narrow, wide = min(32, _tile(channels)), _tile(channels)
+    partial_statistics[(groups, _up(channels, narrow))](y, found, rows, channels, span, _ROWS, narrow, num_warps=_WARPS)
+    bias = layer.conv.bias
+    finish_statistics[(_up(channels, 16),)](
+        found, bias, bn.running_mean, bn.running_var, bn.num_batches_tracked, kept, rows, channels, span, groups,
+        bn.eps, bn.momentum, bias is not None, _power(groups), 16, num_warps=_WARPS,
+    )  # fmt: skip
+    out, (kind, slope, leak) = torch.empty_like(y), _activation(layer)
+    normalise[(_up(rows, _ROWS), _up(channels, wide))](
+        y, kept, bn.weight, bn.bias, slope, residual, out, rows, channels, leak,
+        slope is not None and slope.numel() > 1, kind, residual is not None, _ROWS, wide, num_warps=_WARPS,
+    )  # fmt: skip
+    return out, kept
+
+
+def _normalised_backward(grads: list[Tensor], y: Tensor, kept: Tensor, layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradient of the result, of what was normalised, and [3, C]: of BatchNorm's bias and weight, and of a slope a
+    channel."""
+    from sr_nodes.triton_kernels import finish_gradients, partial_gradients, through_statistics
+
+    grad, *others = grads
+    also = sum(others[1:], others[0]) if others else None
+    total = grad if also is None else torch.empty_like(grad)
+    bn, rows, channels = layer.bn, *_rows(y)
+    groups, span = _split(rows, _ROWS, _GROUPS)
+    found, sums = y.new_empty((3, groups, channels), dtype=torch.float32), kept.new_empty((3, channels))
+    narrow, wide = min(32, _tile(channels)), _tile(channels)
+    kind, slope, leak = _activation(layer)
+    slopes = slope is not None and slope.numel() > 1
+    partial_gradients[(groups, _up(channels, narrow))](
+        grad, also, total, y, kept, bn.weight, bn.bias, slope, found, rows, channels, span, leak,
+        also is not None, slopes, kind, _ROWS, narrow, num_warps=_WARPS,
+    )  # fmt: skip
+    finish_gradients[(_up(channels, 16),)](found, sums, channels, groups, kind, _power(groups), 16, num_warps=_WARPS)
+    out = torch.empty_like(y)
+    through_statistics[(_up(rows, _ROWS), _up(channels, wide))](
+        total, y, kept, bn.weight, bn.bias, slope, sums, out, rows, channels, leak, slopes, kind, _ROWS, wide,
+        num_warps=_WARPS,
+    )  # fmt: skip
+    return total, out, sums
+
+
+def _activation(layer: Layer) -> tuple[int, Tensor | None, float]:
+    if isinstance(layer.act, nn.PReLU):
+        return _SLOPE, layer.act.weight, 0.0
+    return (_LEAK, None, layer.act.negative_slope) if isinstance(layer.act, nn.LeakyReLU) else (_NONE, None, 0.0)
+
+
+def _rows(y: Tensor) -> tuple[int, int]:
+    return y.numel() // y.shape[1], y.shape[1]
+
+
+def _split(rows: int, tile: int, most: int) -> tuple[int, int]:
+    """Into how many groups rows are divided, and how many are in each but the last."""
+    span = tile * _up(_up(rows, tile), most)
+    return _up(rows, span), span
+
+
+def _tile(channels: int) -> int:
+    return min(64, _power(channels))
+
+
+def _power(number: int) -> int:
+    """The least power of two that is no smaller, and at least 16."""
+    return max(16, 1 << (number - 1).bit_length())
+
+
+def _up(number: int, by: int) -> int:
+    return -(-number // by)
+
+
+def _cast(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """All in another type, by one kernel."""
+    made = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+    if made:
+        torch._foreach_copy_(made, tensors)
+    return made

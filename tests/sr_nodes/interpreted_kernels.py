@@ -1,0 +1,156 @@
+"""The kernels of ``fused``, run by Triton's interpreter on the CPU: test_fused.py runs this file with it switched on.
+
+Each is compared with torch's own layers, in float32 where it can be.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sr_nodes import fused, triton_kernels
+from sr_nodes.fused import Layer, chain
+
+SLOPES, LAST = [1, 24], torch.channels_last
+
+
+def assert_close(found: Tensor, wanted: Tensor, bound: float = 1e-5) -> None:
+    """By the largest number of what is wanted."""
+    assert (found.float() - wanted).abs().max() <= bound * wanted.abs().max()
+
+
+def twice(*tensors: Tensor) -> Iterable[list[Tensor]]:
+    return ([tensor.clone().requires_grad_() for tensor in tensors] for _ in range(2))
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+class Net(nn.Module):
+    """Three layers: with a PReLU, with a result added, with both a LeakyReLU and a result added."""
+
+    def __init__(self, slopes: int, bias: bool, channels: int = 24) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1, bias=bias) for _ in range(3))
+        self.bns = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(3))
+        self.acts = nn.ModuleList([nn.PReLU(slopes), nn.LeakyReLU(0.2)])
+        for n, bn in enumerate(self.bns):
+            nn.init.uniform_(bn.weight, -2, 2, generator=torch.Generator().manual_seed(n))  # type: ignore[arg-type]
+            nn.init.uniform_(bn.bias, -1, 1, generator=torch.Generator().manual_seed(n + 9))  # type: ignore[arg-type]
+
+    def layers(self) -> tuple[Layer, ...]:
+        conv, bn, act = self.convs, self.bns, self.acts
+        return (
+            Layer(conv[0], bn[0], act[0]),  # type: ignore[arg-type]
+            Layer(conv[1], bn[1], skip=0),  # type: ignore[arg-type]
+            Layer(conv[2], bn[2], act[1], skip=1),  # type: ignore[arg-type]
+        )
+
+
+@pytest.mark.parametrize("slopes", SLOPES)
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_chain_is_its_layers(slopes: int, bias: bool) -> None:
+    """Results, all gradients, running statistics; over more rows than one program has, and a rest of them."""
+    one = Net(slopes, bias)
+    other = copy.deepcopy(one)
+    (x,), (y,) = twice(noise(3, 24, 11, 9).to(memory_format=LAST))
+    wanted = chain(x, one.layers())
+    found: Tensor = fused._Chain.apply(y, other.layers(), *(t for one in other.layers() for t in fused._tensors(one)))
+    assert_close(found, wanted)
+    grad = noise(3, 24, 11, 9, seed=1)
+    wanted.backward(grad)  # type: ignore[no-untyped-call]
+    found.backward(grad)  # type: ignore[no-untyped-call]
+    assert x.grad is not None
+    assert y.grad is not None
+    assert_close(y.grad, x.grad)
+    for (name, p), q in zip(one.named_parameters(), other.parameters(), strict=True):
+        assert p.grad is not None
+        assert q.grad is not None
+        if name.startswith("convs") and name.endswith("bias"):  # which BatchNorm takes away
+            assert q.grad.abs().max() == 0
+            assert p.grad.abs().max() < 1e-4
+        else:
+            assert_close(q.grad, p.grad)
+    for kept, moved in zip(one.buffers(), other.buffers(), strict=True):
+        assert_close(moved, kept.float())
+
+
+@pytest.mark.parametrize("slopes", SLOPES)
+def test_shuffle_is_pixel_shuffle_and_prelu(slopes: int) -> None:
+    act = nn.PReLU(slopes)
+    (x, bias, slope), (y, shift, below) = twice(
+        noise(2, 96, 5, 7).to(memory_format=LAST), noise(96), act.weight.detach()
+    )
+    wanted = F.prelu(F.pixel_shuffle(x + bias.view(-1, 1, 1), 2), slope)
+    found: Tensor = fused._Shuffle.apply(y, shift, below)
+    assert_close(found, wanted)
+    grad = noise(2, 24, 10, 14, seed=1)
+    wanted.backward(grad)  # type: ignore[no-untyped-call]
+    found.backward(grad)  # type: ignore[no-untyped-call]
+    for p, q in ((x, y), (bias, shift), (slope, below)):
+        assert p.grad is not None
+        assert q.grad is not None
+        assert_close(q.grad, p.grad)
+
+
+@pytest.mark.parametrize("side", [3, 9])
+def test_summed_rows_are_the_convolution(side: int) -> None:
+    given = noise(2, 8, 13, 11), noise(3, 8, side, side, seed=1), noise(3, seed=2)
+    (x, weight, bias), (y, other, shift) = twice(*given)
+    wanted = F.conv2d(x, weight, bias, padding=side // 2)
+    rows = F.pad(other.permute(2, 0, 1, 3).reshape(3 * side, -1, 1, side), (0, 0, 0, 0, 0, 0, 0, 32 - 3 * side))
+    found: Tensor = fused._SumRows.apply(
+        F.conv2d(y, rows, None, 1, (0, side // 2)).contiguous(memory_format=LAST), shift, side
+    )
+    assert_close(found, wanted)
+    grad = noise(2, 3, 13, 11, seed=3)
+    wanted.backward(grad)  # type: ignore[no-untyped-call]
+    found.backward(grad)  # type: ignore[no-untyped-call]
+    for p, q in ((x, y), (weight, other), (bias, shift)):
+        assert p.grad is not None
+        assert q.grad is not None
+        assert_close(q.grad, p.grad)
+
+
+@pytest.mark.parametrize("side", [3, 9])
+@pytest.mark.parametrize("relu", [False, True])
+def test_a_convolution_of_few_channels(side: int, relu: bool) -> None:
+    """In bfloat16, which keeps 8 bits: a ReLU may open for one that does not for the other."""
+    drawn = noise(2, 3, 12, 10), noise(20, 3, side, side, seed=1) / side**2, noise(20, seed=2)
+    (x, weight, bias), (y, other, shift) = twice(*(tensor.bfloat16().float() for tensor in drawn))
+    wanted = F.conv2d(x, weight, bias, padding=side // 2)
+    wanted = wanted.relu() if relu else wanted
+    found: Tensor = fused._ConvOfFew.apply(y, other, shift.detach().bfloat16() if relu else shift, None, relu)
+    assert_close(found, wanted, 0.01)
+    grad = noise(2, 20, 12, 10, seed=3).bfloat16()
+    wanted.backward(grad.float())  # type: ignore[no-untyped-call]
+    found.backward(grad)  # type: ignore[no-untyped-call]
+    for p, q in ((x, y),) if relu else ((x, y), (weight, other), (bias, shift)):
+        assert p.grad is not None
+        assert q.grad is not None
+        assert (q.grad - p.grad).norm() < 0.02 * p.grad.norm()
+
+
+@pytest.mark.parametrize(("height", "width"), [(12, 10), (13, 11)])
+def test_pooling_and_what_goes_back_through_it_and_a_relu(height: int, width: int) -> None:
+    """Many numbers are equal, as in bfloat16: the first of the largest gets the gradient; what is left over, none."""
+    before = torch.randint(-2, 3, (2, 20, height, width), generator=torch.Generator().manual_seed(0)).float()
+    before.requires_grad_()
+    wanted = F.max_pool2d(before.relu(), 2)
+    x = before.detach().relu().contiguous(memory_format=LAST)
+    grad = noise(*wanted.shape).contiguous(memory_format=LAST)
+    wanted.backward(grad)  # type: ignore[no-untyped-call]
+    found, back = torch.empty_like(grad), torch.zeros_like(x)
+    rows, channels = fused._rows(found)
+    grid = fused._up(rows, 32), 1
+    triton_kernels.pool[grid](x, found, rows, height, width, channels, 32, 64)
+    triton_kernels.unpool[grid](grad, x, back, rows, height, width, channels, 32, 64)
+    assert torch.equal(found, wanted)
+    assert before.grad is not None
+    assert torch.equal(back, before.grad)

@@ -1,0 +1,61 @@
+"""Layers in few kernels: what they do where they are the layers, and the kernels themselves by Triton's interpreter."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from sr_nodes.fused import conv_to_few
+
+
+def test_kernels_are_torchs_layers() -> None:
+    """In a process of its own, because Triton reads when it is imported whether to interpret."""
+    pytest.importorskip("triton")
+    file = Path(__file__).with_name("interpreted_kernels.py")
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(file)]
+    given = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(words, env=given, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "14 passed" in done.stdout
+
+
+@pytest.mark.parametrize("side", [3, 5, 9])
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_a_convolution_to_few_is_the_convolution(side: int, outputs: int) -> None:
+    """Also of pictures that are smaller than the kernel."""
+    rng = torch.Generator().manual_seed(0)
+    conv = nn.Conv2d(8, outputs, side, padding=side // 2)
+    learned = list(conv.parameters())
+    for height, width in ((13, 11), (2, 3), (1, 1)):
+        x = torch.randn(2, 8, height, width, generator=rng)
+        one, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+        wanted, found = conv(one), conv_to_few(other, conv)
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+        grad = torch.randn(wanted.shape, generator=rng)
+        of_wanted = torch.autograd.grad(wanted, [one, *learned], grad)
+        of_found = torch.autograd.grad(found, [other, *learned], grad)
+        torch.testing.assert_close(of_found, of_wanted, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(8, 64, 3, padding=1),
+        nn.Conv2d(8, 3, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(8, 3, 3, stride=2, padding=1),
+        nn.Conv2d(8, 3, 3),
+        nn.Conv2d(8, 3, (3, 5), padding=(1, 2)),
+        nn.Conv2d(9, 3, 3, padding=1, groups=3),
+        nn.Conv2d(8, 3, 3, padding=1, bias=False),
+    ],
+    ids=["to many", "reflecting", "stride", "smaller", "not square", "groups", "no bias"],
+)
+def test_another_convolution_stays_as_it_is(conv: nn.Conv2d) -> None:
+    x = torch.randn(2, conv.in_channels, 9, 9, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(conv_to_few(x, conv), conv(x))
