@@ -260,7 +260,7 @@ class RecordedStep:
         executor, around = self.executor, self.executor.around
 
         def work() -> dict[int, Any]:
-            order = _Order()
+            order = BranchOrder()
             for bound in self.recorded:
                 after, read = order.next(bound.op, executor.values)
                 with self.recording.job(after, read):
@@ -354,7 +354,7 @@ class RecordedStep:
         return plan.wiring.where(next(value.node for value, number in plan.slots.items() if number == slot))
 
 
-class _Order:
+class BranchOrder:
     """Which of the jobs before the next one follows: those that made what it reads, those that changed a model or an
     optimizer which it touches, and those that touched what it changes."""
 

@@ -28,14 +28,14 @@ from sr_nodes.assets import graphs
 from sr_pipeline.capture import chosen_capture
 from sr_pipeline.check import with_settings
 from sr_pipeline.errors import CaptureError, NodeRunError, UsageError
-from sr_pipeline.events import RunStarted, Warned
-from sr_pipeline.execute import Executor
+from sr_pipeline.events import Channel, RunStarted, Warned
+from sr_pipeline.execute import Context, Executor
 from sr_pipeline.folder import RunFolder, read_record
 from sr_pipeline.graph import Graph
 from sr_pipeline.node import node
 from sr_pipeline.plan import Op, Plan, compile_plan
 from sr_pipeline.plan.parts import parts
-from sr_pipeline.recording import WARM_UP, RecordedStep
+from sr_pipeline.recording import WARM_UP, BranchOrder, RecordedStep
 from sr_pipeline.registry import Registry
 from sr_pipeline.run import run
 from sr_pipeline.runner import Result
@@ -539,6 +539,64 @@ def test_the_step_of_each_shipped_training_is_recorded_whole(name: str, registry
     plan = compile_plan(Graph.load(graphs() / name), registry)
     recorded = {op.node for op in parts(plan).recorded}
     assert recorded >= {"sr", "content", *(op.node for op in plan.steps if op.type.backward)}
+
+
+# branches
+
+
+def follows(text: Graph, registry: Registry, settings: list[str]) -> dict[str, set[str]]:
+    """Of the nodes of a recorded part: all those that each must wait for, by way of others too."""
+    graph = with_settings(text, registry, settings) if settings else text
+    executor = Executor(compile_plan(graph, registry), Context(Path(), 0, CPU, Channel([])))
+    with torch.no_grad():
+        executor.setup()
+    order, names, found = BranchOrder(), list[str](), dict[str, set[str]]()
+    recorded = parts(executor.plan).recorded
+    bound = {op.node: executor.bind(op) for op in recorded}
+    executor._store(executor._stream.op, next(executor.stream(0)))  # type: ignore[union-attr]
+    executor.run_due([executor.bind(op) for op in parts(executor.plan).before], 0, last=False)
+    for op in recorded:
+        after, _ = order.next(op, executor.values)
+        found[op.node] = {name for n in after for name in (names[n], *found[names[n]])}
+        names.append(op.node)
+        executor.run_due([bound[op.node]], 0, last=False)
+    return found
+
+
+def test_what_srgans_nodes_wait_for(registry: Registry) -> None:
+    """D looks at HR while SR is made, and VGG at SR while D is trained; G waits for both."""
+    found = follows(Graph.load(graphs() / "train_srgan.json"), registry, TINY)
+    assert found["real"] == set()
+    assert found["sr"] == {"lr"}
+    assert found["fake"] == {"lr", "sr", "real"}  # whose running statistics are one after the other
+    assert found["content"] == {"lr", "sr"}
+    assert found["d_step"] >= {"real", "fake", "d_loss"}
+    assert not found["d_step"] & {"content", "judged"}
+    assert "d_step" in found["judged"]
+    assert found["g_step"] >= {"content", "judged", "d_step"}
+
+
+def test_who_changes_a_model_waits_for_a_backward_pass_that_reads_it() -> None:
+    """The generator first, through the critic; its loss says nothing of the critic to the critic's step."""
+    text = """
+        x = growing()
+        g = network(batch_norm=False)
+        d = network(batch_norm=False)
+        g_opt = sgd(g)
+        d_opt = sgd(d)
+        y = passed(g, x)
+        z = passed(d, y)
+        g_loss = distance(z, x)
+        real = passed(d, x)
+        d_loss = distance(real, x)
+        g_step = optimizer_step(g_loss, g, g_opt)
+        d_step = optimizer_step(d_loss, d, d_opt)
+        e = export(d_step)
+        f = export(g_step, name="g")
+    """
+    found = follows(toys.graph(text, TYPES), TYPES, [])
+    assert "real" not in found["g_step"] | found["z"]
+    assert "g_step" in found["d_step"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -115,6 +115,13 @@ def test_auto_is_what_the_device_has_units_for(amx: bool, monkeypatch: pytest.Mo
     assert chosen_mode("auto", "auto", CPU) == Mode("bf16" if amx else "fp32", "channels_last")
 
 
+def test_the_layout_that_a_gpu_is_fast_in() -> None:
+    """The device is only asked for its kind."""
+    cuda = torch.device("cuda")
+    assert chosen_mode("fp32", "auto", cuda) == Mode("fp32", "contiguous")
+    assert chosen_mode("tf32", "auto", cuda) == Mode("tf32", "channels_last")
+
+
 @pytest.mark.parametrize("amx", [True, False])
 def test_numbers_that_the_device_is_slow_in_are_warned_of(
     amx: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
