@@ -10,6 +10,7 @@ differentiates twice through them.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -148,7 +149,7 @@ def _is_mixed(x: Tensor) -> bool:
         and torch.is_autocast_enabled("cuda")
         and torch.get_autocast_dtype("cuda") == torch.bfloat16
         and not _is_traced()
-        and _has_triton()
+        and _compiles(x.device)
     )
 
 
@@ -169,8 +170,20 @@ def _is_known(layer: Layer) -> bool:
 
 
 @cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
+def _compiles(device: torch.device) -> bool:
+    """Whether Triton makes kernels here: it is not everywhere, and needs a C compiler and Python's headers."""
+    if find_spec("triton") is None:
+        return False
+    try:
+        from sr_nodes.triton_kernels import pool
+
+        pool[(1, 1)](torch.zeros(4, 64, device=device), torch.empty(1, 64, device=device), 1, 2, 2, 64, 32, 64)
+    except Exception as error:  # noqa: BLE001  whatever a compiler says
+        reason = str(error).strip().partition("\n")[0]
+        what = "steps are recorded with torch's own layers, which take twice as long"
+        warnings.warn(f"Triton makes no kernels here ({reason}); {what}", RuntimeWarning, stacklevel=2)
+        return False
+    return True
 
 
 _ROUNDED: WeakKeyDictionary[nn.Conv2d, tuple[int, Tensor, Tensor]] = WeakKeyDictionary()

@@ -154,3 +154,7 @@ def test_pooling_and_what_goes_back_through_it_and_a_relu(height: int, width: in
     assert torch.equal(found, wanted)
     assert before.grad is not None
     assert torch.equal(back, before.grad)
+
+
+def test_triton_makes_kernels_here() -> None:
+    assert fused._compiles(torch.device("cpu"))

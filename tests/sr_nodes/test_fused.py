@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from sr_nodes import fused
 from sr_nodes.fused import conv_to_few
 
 
@@ -22,7 +23,7 @@ def test_kernels_are_torchs_layers() -> None:
     given = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(words, env=given, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:]
-    assert "14 passed" in done.stdout
+    assert "15 passed" in done.stdout
 
 
 @pytest.mark.parametrize("side", [3, 5, 9])
@@ -59,3 +60,15 @@ def test_a_convolution_to_few_is_the_convolution(side: int, outputs: int) -> Non
 def test_another_convolution_stays_as_it_is(conv: nn.Conv2d) -> None:
     x = torch.randn(2, conv.in_channels, 9, 9, generator=torch.Generator().manual_seed(0))
     assert torch.equal(conv_to_few(x, conv), conv(x))
+
+
+def test_where_triton_makes_no_kernels_it_is_told_once() -> None:
+    """As on a CPU, or without a C compiler."""
+    pytest.importorskip("triton")
+    fused._compiles.cache_clear()
+    with pytest.warns(
+        RuntimeWarning, match=r"^Triton makes no kernels here \(.+\); steps are recorded with torch's own"
+    ):
+        assert not fused._compiles(torch.device("cpu"))
+    assert not fused._compiles(torch.device("cpu"))
+    fused._compiles.cache_clear()
