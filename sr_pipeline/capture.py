@@ -9,12 +9,13 @@ from typing import get_args
 import torch
 from torch import nn
 
+from sr_pipeline.cudagraph import CudaGraph
 from sr_pipeline.errors import CaptureError, Fault, UsageError
 from sr_pipeline.execute import Executor
 from sr_pipeline.plan import Plan
 from sr_pipeline.plan.parts import EAGER, parts
 from sr_pipeline.precision import Capture
-from sr_pipeline.recording import CudaGraph, RecordedStep
+from sr_pipeline.recording import RecordedStep
 
 
 @contextmanager

@@ -107,11 +107,18 @@ class Executor:
             self._drop(op)
         torch.set_grad_enabled(False)
         self.context.mode.lay_out(self.values)
-        for name in self.plan.untrained:
-            self.values[{**self.plan.state, **self.plan.unchanged}[name]].requires_grad_(False)
+        self._free_of_gradients()
         self.reducers |= {name: self.plan.wiring.types[name].function() for name in self.plan.reducers}
         self._set_up = True
         return True
+
+    def _free_of_gradients(self) -> None:
+        """The weights of models that no step trains, unless one that is trained has them too."""
+        models = {name: self.values[slot] for name, slot in {**self.plan.state, **self.plan.unchanged}.items()}
+        others = [m for name, m in models.items() if name not in self.plan.untrained and isinstance(m, nn.Module)]
+        trained = {id(p) for model in others for p in model.parameters()}
+        for p in (p for name in self.plan.untrained for p in models[name].parameters() if id(p) not in trained):
+            p.requires_grad_(False)
 
     def _cached(self, op: Op, key: str | None) -> Any:
         if self.cache is None or key is None:

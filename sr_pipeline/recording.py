@@ -14,17 +14,16 @@ from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from sr_pipeline.branches import BranchOrder
 from sr_pipeline.errors import CaptureError, NodeRunError, PipelineError
 from sr_pipeline.events import Warned
 from sr_pipeline.execute import Executor, brief
-from sr_pipeline.plan import Op
 from sr_pipeline.plan.cadence import fires
 from sr_pipeline.plan.parts import EAGER, Parts, outputs, read
-from sr_pipeline.streams import recorded, there_since
 
 T = TypeVar("T")
 WARM_UP = 3
@@ -59,91 +58,6 @@ class Recording(Protocol):
 
     def clear(self) -> None:
         """Keep no work, nor the memory that it has."""
-
-
-class CudaGraph:
-    """One CUDA graph. Its warm-up runs on the stream that it is recorded on, as torch asks for."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.side = device, _urgent(device)
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.streams = [self.side]
-        """One after the other is used; none serves two branches, because autograd comes back to each."""
-        self.used = 0
-        self.done: list[torch.cuda.Event] = []
-        """By job."""
-        self.ends: dict[int, torch.cuda.Stream] = {}
-        """By the last job of each stream that another job may go on with."""
-
-    def warm_up(self, work: Callable[[], None]) -> None:
-        main = torch.cuda.current_stream(self.device)
-        self.side.wait_stream(main)
-        with torch.cuda.stream(self.side), recorded():
-            work()
-        main.wait_stream(self.side)
-
-    def record(self, work: Callable[[], T], fed: Iterable[Tensor]) -> T:
-        self.clear()
-        main, graph = torch.cuda.current_stream(self.device), torch.cuda.CUDAGraph()
-        autograd = torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch
-        autograd(False)  # of weights that two branches read; it waits for both
-        try:
-            # Of this thread's calls alone: the one that writes checkpoints may use the device meanwhile.
-            with (
-                torch.cuda.device(self.device),
-                torch.cuda.graph(graph, stream=self.side, capture_error_mode="thread_local"),
-            ):
-                self.began = torch.cuda.Event()  # type: ignore[no-untyped-call]
-                self.began.record()
-                self.used, self.done, self.ends = 0, [], {}
-                with there_since(self.began, fed), recorded():
-                    made = work()
-                for event in self.done:
-                    self.side.wait_event(event)
-        finally:
-            autograd(True)
-            torch.cuda.set_stream(main)  # which torch leaves undone where the recording failed
-        self.graph = graph
-        return made
-
-    @contextmanager
-    def job(self, after: Collection[int], read: Iterable[Tensor]) -> Iterator[None]:
-        """On the stream of a job that it follows and that nothing went on from, else on another."""
-        free = next((n for n in after if n in self.ends), None)
-        stream = self._another() if free is None else self.ends.pop(free)
-        stream.wait_event(self.began)
-        for n in after:
-            stream.wait_event(self.done[n])
-        for tensor in (tensor for tensor in read if tensor.is_cuda):
-            tensor.record_stream(stream)  # so that whoever made it does not use its memory again before
-        with torch.cuda.stream(stream):
-            yield
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record(stream)
-        self.ends[len(self.done)] = stream
-        self.done.append(event)
-
-    def changed(self) -> None:
-        """What autocast had rounded is given back on the stream that it was made on, while others may still read it."""
-        self.ends.clear()
-
-    def _another(self) -> torch.cuda.Stream:
-        self.used += 1
-        if self.used > len(self.streams):
-            self.streams.append(_urgent(self.device))
-        return self.streams[self.used - 1]
-
-    def replay(self) -> None:
-        assert self.graph is not None
-        self.graph.replay()
-
-    def clear(self) -> None:
-        self.graph = None
-
-
-def _urgent(device: torch.device) -> torch.cuda.Stream:
-    """A stream whose work goes before that of others, of nodes' own for one."""
-    return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
 
 
 class RecordedStep:
@@ -352,42 +266,6 @@ class RecordedStep:
     def _maker(self, slot: int) -> str:
         plan = self.executor.plan
         return plan.wiring.where(next(value.node for value, number in plan.slots.items() if number == slot))
-
-
-class BranchOrder:
-    """Which of the jobs before the next one follows: those that made what it reads, those that changed a model or an
-    optimizer which it touches, and those that touched what it changes."""
-
-    def __init__(self) -> None:
-        self.number = 0
-        self.made: dict[int, int] = {}
-        """By slot: the job that filled it."""
-        self.touched: dict[int, list[int]] = {}
-        self.changed: dict[int, int] = {}
-        """By object."""
-        self.behind: list[set[int]] = []
-        """By job: the objects that it and all before it touched: a backward pass reads them again."""
-
-    def next(self, op: Op, values: list[Any]) -> tuple[list[int], list[Tensor]]:
-        """Numbers of jobs, first of those that made what this one reads, and the tensors that they made."""
-        makers = {self.made[slot] for _, slot in op.links if slot in self.made}
-        leaves = (leaf for _, slot in op.links if slot in self.made for leaf in tree_leaves(values[slot]))
-        read = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        objects = {
-            name: id(values[slot]) for name, slot in op.links if isinstance(values[slot], (nn.Module, Optimizer))
-        }
-        behind = set(objects.values()).union(*(self.behind[n] for n in makers))
-        touches = behind if op.type.backward else set(objects.values())
-        changes = {found for name, found in objects.items() if name in op.type.mutations or op.training}
-        others = {self.changed[found] for found in touches if found in self.changed}
-        others |= {n for found in changes for n in self.touched.get(found, ())}
-        for found in touches:
-            self.touched.setdefault(found, []).append(self.number)
-        self.changed |= dict.fromkeys(changes, self.number)
-        self.made |= dict.fromkeys(op.outputs, self.number)
-        self.behind.append(behind)
-        self.number += 1
-        return [*sorted(makers, reverse=True), *sorted(others - makers, reverse=True)], read
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from sr_nodes.batchnorm import synchronised
-from sr_nodes.fused import Layer, chain, conv_of_few
+from sr_nodes.fused import Layer, chain, conv_of_few, serves
 from sr_nodes.modules import CPU, mode, seeded
 from sr_nodes.types import Discriminator, Image, Logits
 from sr_pipeline.node import node
@@ -54,11 +54,15 @@ class SRGANDiscriminator(Discriminator):
                 f"the image is {height} x {width}, and this discriminator takes {self.crop} x {self.crop}; "
                 "give the discriminator's crop and the crops' size the same number"
             )
-        conv, act, *rest = self.features
-        first = act(conv_of_few(2 * image - 1, cast(nn.Conv2d, conv)))
-        layers = [Layer(*rest[n : n + 3]) for n in range(0, len(rest), 3)]  # type: ignore[arg-type]
-        logits: Tensor = self.classifier(chain(first, layers))
+        x = 2 * image - 1
+        logits: Tensor = self.classifier(self._fused(x) if serves(x) else self.features(x))
         return logits
+
+    def _fused(self, x: Tensor) -> Tensor:
+        """``features``, in few kernels."""
+        conv, act, *rest = self.features
+        first = act(conv_of_few(x, cast(nn.Conv2d, conv)))
+        return chain(first, [Layer(*rest[n : n + 3]) for n in range(0, len(rest), 3)])  # type: ignore[arg-type]
 
 
 @node(category="discriminator")

@@ -3,9 +3,9 @@
 The crops of a training step are small, so that a GPU spends more time between kernels than in them. Each function here
 is what its layers are: in few kernels, Triton's beside cuDNN's convolutions, where the step is recorded as one CUDA
 graph, and layer by layer where it is not, or in float32, in eval mode, compiled, exported. (Launched one by one,
-Triton's kernels are slower than torch's.) The numbers are autocast's but for the order of sums: bfloat16 between
-layers, float32 inside. A bias before BatchNorm, which BatchNorm takes away again, gets the gradient zero. Nobody
-differentiates twice through them.
+Triton's kernels are slower than torch's.) The numbers are autocast's but for the order of sums and what is rounded on
+the way: bfloat16 between layers, float32 inside. A bias before BatchNorm, which BatchNorm takes away again, gets the
+gradient zero. Nobody differentiates twice through them, and no hooks are called.
 """
 
 from __future__ import annotations
@@ -47,9 +47,15 @@ class Layer:
     """The number of the result that is added: 0 is what goes into the chain, 1 the first layer's."""
 
 
+def serves(x: Tensor) -> bool:
+    """Whether this is a recorded step in bf16 on CUDA, and ``x`` on the way of a gradient."""
+    return _is_mixed(x) and torch.is_grad_enabled()
+
+
 def chain(x: Tensor, layers: Sequence[Layer]) -> Tensor:
     """The last layer's result."""
-    if _is_mixed(x) and torch.is_grad_enabled() and all(_is_known(layer) for layer in layers):
+    widest = max(layer.conv.out_channels for layer in layers)
+    if serves(x) and _is_small(x, widest) and all(_is_known(layer) for layer in layers):
         tensors = [t for layer in layers for t in _tensors(layer)]
         return cast(Tensor, _Chain.apply(x.to(torch.bfloat16, memory_format=_LAST), tuple(layers), *tensors))
     results = [x]
@@ -63,7 +69,7 @@ def chain(x: Tensor, layers: Sequence[Layer]) -> Tensor:
 def conv_shuffle(x: Tensor, conv: nn.Conv2d, shuffle: nn.PixelShuffle, act: nn.PReLU) -> Tensor:
     """``act(shuffle(conv(x)))``."""
     known = type(conv) is nn.Conv2d and conv.bias is not None and shuffle.upscale_factor == 2
-    if not (_is_mixed(x) and torch.is_grad_enabled() and known and type(act) is nn.PReLU):
+    if not (serves(x) and known and type(act) is nn.PReLU and _is_small(x, conv.out_channels)):
         return cast(Tensor, act(shuffle(conv(x))))
     y = F.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
     return cast(Tensor, _Shuffle.apply(y.contiguous(memory_format=_LAST), conv.bias, act.weight))
@@ -75,7 +81,8 @@ def conv_of_few(x: Tensor, conv: nn.Conv2d) -> Tensor:
     cuDNN's kernels take channels by eight at least.
     """
     few = conv.in_channels * conv.kernel_size[0] ** 2 < 256
-    if not (_is_mixed(x) and torch.is_grad_enabled() and few and _is_plain(conv) and conv.bias is not None):
+    few = few and _is_small(x, max(256, conv.out_channels))
+    if not (serves(x) and few and _is_plain(conv) and conv.bias is not None):
         return cast(Tensor, conv(x))
     return cast(Tensor, _ConvOfFew.apply(x, conv.weight, conv.bias, None, False))
 
@@ -86,25 +93,26 @@ def conv_to_few(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
     Units for matrices make 8 to 32 channels at once; of 3 they leave most idle. It takes more memory.
     """
-    if not (torch.is_grad_enabled() and _is_plain(conv)) or conv.bias is None or _is_traced():
+    if not (torch.is_grad_enabled() and _is_plain(conv)) or conv.bias is None or _is_traced(x):
         return cast(Tensor, conv(x))
     side, few = conv.kernel_size[0], conv.out_channels
     if not 3 <= side <= side * few <= 32:
         return cast(Tensor, conv(x))
-    if _is_mixed(x):
+    if _is_mixed(x) and _is_small(x, 32):
         rows = conv.weight.permute(2, 0, 1, 3).reshape(side * few, -1, 1, side)
         rows = F.pad(rows, (0, 0, 0, 0, 0, 0, 0, 32 - side * few)).contiguous(memory_format=_LAST)
         parts = F.conv2d(x, rows, None, 1, (0, side // 2)).contiguous(memory_format=_LAST)
         return cast(Tensor, _SumRows.apply(parts, conv.bias, side))
     rows = conv.weight.flip(2).permute(0, 2, 1, 3).reshape(few * side, -1, 1, side)
-    parts = F.conv2d(x, rows.contiguous(memory_format=_LAST), None, 1, (0, side // 2))
-    summed = F.fold(parts.flatten(2), x.shape[-2:], (side, 1), padding=(side // 2, 0))
+    layout = _LAST if conv.weight.is_contiguous(memory_format=_LAST) else torch.contiguous_format
+    parts = F.conv2d(x, rows.contiguous(memory_format=layout), None, 1, (0, side // 2))
+    summed = F.fold(parts.float().flatten(2), x.shape[-2:], (side, 1), padding=(side // 2, 0))
     return summed + conv.bias.view(-1, 1, 1)
 
 
 def frozen(x: Tensor, layers: nn.Sequential) -> Tensor:
     """``layers(x)`` of convolutions, ReLUs and pools of which no weight is learned."""
-    if not (_is_mixed(x) and all(not p.requires_grad for p in layers.parameters())):
+    if not (_is_mixed(x) and _is_small(x, 64) and all(not p.requires_grad for p in layers.parameters())):
         return cast(Tensor, layers(x))
     rest = list(layers)
     while rest:
@@ -136,19 +144,25 @@ def _is_plain(conv: nn.Module) -> bool:
     return known and height == width and height % 2 == 1 and conv.padding == (height // 2, width // 2)
 
 
-def _is_traced() -> bool:
+def _is_small(x: Tensor, channels: int) -> bool:
+    """Whether a map of its size with so many channels has addresses that kernels count in 32 bits."""
+    return x.shape[0] * x.shape[2] * x.shape[3] * channels < 2**31
+
+
+def _is_traced(x: object) -> bool:
+    """By torch.jit, torch.compile, torch.export, the ONNX exporter, or torch.fx, which gives no tensors."""
     tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    return tracing or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
+    return tracing or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export() or not isinstance(x, Tensor)
 
 
 def _is_mixed(x: Tensor) -> bool:
     """Whether this is a recorded step in bf16 on CUDA."""
     return (
-        x.is_cuda
-        and is_recorded()
+        is_recorded()
+        and x.is_cuda
         and torch.is_autocast_enabled("cuda")
         and torch.get_autocast_dtype("cuda") == torch.bfloat16
-        and not _is_traced()
+        and not _is_traced(x)
         and _compiles(x.device)
     )
 
@@ -160,6 +174,7 @@ def _is_known(layer: Layer) -> bool:
         type(conv) is nn.Conv2d
         and (conv.groups, conv.dilation, conv.padding_mode) == (1, (1, 1), "zeros")
         and conv.weight.dtype == torch.float32
+        and not (conv._forward_hooks or conv._forward_pre_hooks)  # old weight_norm for one
         and type(bn) is nn.BatchNorm2d
         and bn.training
         and bn.affine
@@ -186,20 +201,22 @@ def _compiles(device: torch.device) -> bool:
     return True
 
 
-_ROUNDED: WeakKeyDictionary[nn.Conv2d, tuple[int, Tensor, Tensor]] = WeakKeyDictionary()
-"""Of convolutions that nothing trains: the version of the weight, and weight and bias in bfloat16."""
+_ROUNDED: WeakKeyDictionary[nn.Conv2d, tuple[tuple[Any, ...], Tensor, Tensor]] = WeakKeyDictionary()
+"""Of convolutions that nothing trains: what weight and bias were when they were rounded, and both in bfloat16."""
 
 
 def _rounded(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
     """Weight and bias; for ``_ConvOfFew`` the weight is its matrix."""
-    assert conv.bias is not None
+    weight, bias = conv.weight, conv.bias
+    assert bias is not None
+    now = (id(weight), weight._version, weight.data_ptr(), id(bias), bias._version, bias.data_ptr())
     found = _ROUNDED.get(conv)
-    if found is None or found[0] != conv.weight._version or found[1].device != conv.weight.device:
+    if found is None or found[0] != now:
         if conv.in_channels * conv.kernel_size[0] ** 2 < 256:
-            low = _matrix(conv.weight, None)
+            low = _matrix(weight, None)
         else:
-            low = conv.weight.to(torch.bfloat16, memory_format=_LAST)
-        found = conv.weight._version, low, conv.bias.to(torch.bfloat16)
+            low = weight.to(torch.bfloat16, memory_format=_LAST)
+        found = now, low, bias.to(torch.bfloat16)
         if not torch.cuda.is_current_stream_capturing():
             torch.cuda.current_stream(low.device).synchronize()  # once, because other streams will read it
             _ROUNDED[conv] = found
@@ -210,6 +227,18 @@ def _tensors(layer: Layer) -> tuple[Tensor | None, ...]:
     """What a layer learns: weight and bias of the convolution, of BatchNorm, and the slope."""
     slope = layer.act.weight if isinstance(layer.act, nn.PReLU) else None
     return layer.conv.weight, layer.conv.bias, layer.bn.weight, layer.bn.bias, slope
+
+
+def _once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """A backward pass that says how to go on where somebody wants its own gradient."""
+    once = once_differentiable(backward)
+
+    def checked(ctx: Any, *grads: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError("a recorded step's layers are not differentiated twice; --capture off runs torch's own")
+        return once(ctx, *grads)
+
+    return checked
 
 
 class _Chain(torch.autograd.Function):
@@ -229,7 +258,7 @@ class _Chain(torch.autograd.Function):
         return results[-1]
 
     @staticmethod
-    @once_differentiable
+    @_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         layers, count = ctx.layers, len(ctx.layers)
         saved = ctx.saved_tensors
@@ -249,7 +278,7 @@ class _Chain(torch.autograd.Function):
             if n or wanted[0]:
                 grads[n].append(_of_input(of_y, results[n], lows[n], layer.conv))
         beside.join()
-        learned = _learned(layers, weights, sums) if wanted[2 + 2] else [None] * (5 * count)
+        learned = _learned(layers, weights, sums) if any(wanted[2:]) else [None] * (5 * count)
         return (sum(grads[0][1:], grads[0][0]) if wanted[0] else None, None, *learned)
 
 
@@ -324,7 +353,7 @@ class _Shuffle(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         from sr_nodes.triton_kernels import unshuffle
 
@@ -367,7 +396,7 @@ class _ConvOfFew(torch.autograd.Function):
         return y.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
     @staticmethod
-    @once_differentiable
+    @_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         from sr_nodes.triton_kernels import unpatches
 
@@ -417,7 +446,7 @@ class _SumRows(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         from sr_nodes.triton_kernels import spread_rows
 
@@ -452,7 +481,7 @@ class _ConvReLU(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         from sr_nodes.triton_kernels import unpool
 
@@ -495,6 +524,8 @@ def _normalised(y: Tensor, layer: Layer, residual: Tensor | None) -> tuple[Tenso
     from sr_nodes.triton_kernels import finish_statistics, normalise, partial_statistics
 
     bn, rows, channels = layer.bn, *_rows(y)
+    if rows == 1:
+        raise ValueError(f"BatchNorm has one value a channel, of a map {list(y.shape)}; give a larger batch or crop")
     groups, span = _split(rows, _ROWS, _GROUPS)
     found, kept = y.new_empty((2, groups, channels), dtype=torch.float32), bn.weight.new_empty((2, channels))
     narrow, wide = min(32, _tile(channels)), _tile(channels)

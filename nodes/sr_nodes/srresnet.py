@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sr_nodes.batchnorm import synchronised
-from sr_nodes.fused import Layer, chain, conv_of_few, conv_shuffle, conv_to_few
+from sr_nodes.fused import Layer, chain, conv_of_few, conv_shuffle, conv_to_few, serves
 from sr_nodes.modules import CPU, seeded
 from sr_nodes.types import Generator
 from sr_pipeline.node import node
@@ -69,13 +69,23 @@ class SRResNet(Generator):
 
     def raw(self, lr: Tensor) -> Tensor:
         """The paper's output: [B, 3, H, W] in [0, 1] to [B, 3, scale * H, scale * W], meant for ``value_range``."""
+        x = self.normalise(lr)
+        if serves(x):
+            large = self._fused(x)
+        else:
+            first = self.head(x)
+            large = self.upsample(first + self.blocks(first))
+        image: Tensor = self.output(conv_to_few(large, self.tail))
+        return image
+
+    def _fused(self, x: Tensor) -> Tensor:
+        """All but the last layer, in few kernels."""
         conv, act = self.head
-        first = act(conv_of_few(self.normalise(lr), cast(nn.Conv2d, conv)))
+        first = act(conv_of_few(x, cast(nn.Conv2d, conv)))
         features = chain(first, self._layers()) if self.config["batch_norm"] else first + self.blocks(first)
         for n in range(0, len(self.upsample), 3):
             features = conv_shuffle(features, *self.upsample[n : n + 3])
-        image: Tensor = self.output(conv_to_few(features, self.tail))
-        return image
+        return features
 
     def _layers(self) -> list[Layer]:
         """The blocks with BatchNorm, layer by layer."""

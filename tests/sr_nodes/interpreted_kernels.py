@@ -61,7 +61,7 @@ def test_a_chain_is_its_layers(slopes: int, bias: bool) -> None:
     other = copy.deepcopy(one)
     (x,), (y,) = twice(noise(3, 24, 11, 9).to(memory_format=LAST))
     wanted = chain(x, one.layers())
-    found: Tensor = fused._Chain.apply(y, other.layers(), *(t for one in other.layers() for t in fused._tensors(one)))
+    found = fused_chain(other, y)
     assert_close(found, wanted)
     grad = noise(3, 24, 11, 9, seed=1)
     wanted.backward(grad)  # type: ignore[no-untyped-call]
@@ -79,6 +79,34 @@ def test_a_chain_is_its_layers(slopes: int, bias: bool) -> None:
             assert_close(q.grad, p.grad)
     for kept, moved in zip(one.buffers(), other.buffers(), strict=True):
         assert_close(moved, kept.float())
+
+
+def fused_chain(net: Net, x: Tensor) -> Tensor:
+    layers = net.layers()
+    found: Tensor = fused._Chain.apply(x, layers, *(t for layer in layers for t in fused._tensors(layer)))
+    return found
+
+
+def test_what_is_frozen_of_a_chain_is_all_that_gets_no_gradient() -> None:
+    net = Net(1, bias=False)
+    frozen = {"convs.1.weight", "bns.0.weight", "bns.0.bias"}
+    for name, p in net.named_parameters():
+        p.requires_grad_(name not in frozen)
+    fused_chain(net, noise(2, 24, 4, 4).to(memory_format=LAST)).sum().backward()  # type: ignore[no-untyped-call]
+    assert {name for name, p in net.named_parameters() if p.grad is None} == frozen
+
+
+def test_one_value_a_channel_is_refused_as_by_torch() -> None:
+    with pytest.raises(
+        ValueError, match=r"^BatchNorm has one value a channel, of a map \[1, 24, 1, 1\]; give a larger"
+    ):
+        fused_chain(Net(1, bias=False), noise(1, 24, 1, 1).to(memory_format=LAST))
+
+
+def test_who_wants_the_gradient_of_a_gradient_is_told_what_to_do() -> None:
+    x = noise(2, 24, 4, 4).to(memory_format=LAST).requires_grad_()
+    with pytest.raises(RuntimeError, match=r"not differentiated twice; --capture off runs torch's own"):
+        torch.autograd.grad(fused_chain(Net(1, bias=False), x).sum(), x, create_graph=True)
 
 
 @pytest.mark.parametrize("slopes", SLOPES)

@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import torch.fx
 from torch import nn
 
 from sr_nodes import fused
+from sr_nodes.discriminators import discriminator
 from sr_nodes.fused import conv_to_few
+from sr_nodes.srresnet import srresnet
+from sr_nodes.types import Generator
 
 
 def test_kernels_are_torchs_layers() -> None:
@@ -23,7 +28,7 @@ def test_kernels_are_torchs_layers() -> None:
     given = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(words, env=given, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:]
-    assert "15 passed" in done.stdout
+    assert "18 passed" in done.stdout
 
 
 @pytest.mark.parametrize("side", [3, 5, 9])
@@ -72,3 +77,15 @@ def test_where_triton_makes_no_kernels_it_is_told_once() -> None:
         assert not fused._compiles(torch.device("cpu"))
     assert not fused._compiles(torch.device("cpu"))
     fused._compiles.cache_clear()
+
+
+@pytest.mark.parametrize("make", [lambda: srresnet(blocks=1), lambda: discriminator(crop=16)], ids=["G", "D"])
+def test_layers_are_called_as_modules_where_nothing_is_recorded(make: Callable[[], nn.Module]) -> None:
+    """So hooks on them are called, and torch.fx can trace a generator."""
+    net, picture, called = make(), torch.rand(2, 3, 16, 16), set[str]()
+    for name, module in net.named_children():
+        module.register_forward_hook(lambda *_, name=name: called.add(name))
+    net(picture)
+    assert called >= {name for name, _ in net.named_children()} - {"tail"}  # which is made of rows
+    if isinstance(net, Generator):
+        torch.testing.assert_close(torch.fx.symbolic_trace(net.eval())(picture), net(picture))

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 import sr_pipeline.run
 import toys
 from sr_nodes.assets import graphs
+from sr_pipeline.branches import BranchOrder
 from sr_pipeline.capture import chosen_capture
 from sr_pipeline.check import with_settings
 from sr_pipeline.errors import CaptureError, NodeRunError, UsageError
@@ -35,7 +36,7 @@ from sr_pipeline.graph import Graph
 from sr_pipeline.node import node
 from sr_pipeline.plan import Op, Plan, compile_plan
 from sr_pipeline.plan.parts import parts
-from sr_pipeline.recording import WARM_UP, BranchOrder, RecordedStep
+from sr_pipeline.recording import WARM_UP, RecordedStep
 from sr_pipeline.registry import Registry
 from sr_pipeline.run import run
 from sr_pipeline.runner import Result
@@ -544,28 +545,26 @@ def test_the_step_of_each_shipped_training_is_recorded_whole(name: str, registry
 # branches
 
 
-def follows(text: Graph, registry: Registry, settings: list[str]) -> dict[str, set[str]]:
+@torch.no_grad()  # which an executor switches, and leaves as it likes
+def follows(graph: Graph, registry: Registry) -> dict[str, set[str]]:
     """Of the nodes of a recorded part: all those that each must wait for, by way of others too."""
-    graph = with_settings(text, registry, settings) if settings else text
     executor = Executor(compile_plan(graph, registry), Context(Path(), 0, CPU, Channel([])))
-    with torch.no_grad():
-        executor.setup()
+    executor.setup()
     order, names, found = BranchOrder(), list[str](), dict[str, set[str]]()
-    recorded = parts(executor.plan).recorded
-    bound = {op.node: executor.bind(op) for op in recorded}
+    found_parts = parts(executor.plan)
     executor._store(executor._stream.op, next(executor.stream(0)))  # type: ignore[union-attr]
-    executor.run_due([executor.bind(op) for op in parts(executor.plan).before], 0, last=False)
-    for op in recorded:
+    executor.run_due([executor.bind(op) for op in found_parts.before], 0, last=False)
+    for op in found_parts.recorded:
         after, _ = order.next(op, executor.values)
         found[op.node] = {name for n in after for name in (names[n], *found[names[n]])}
         names.append(op.node)
-        executor.run_due([bound[op.node]], 0, last=False)
+        executor.run_due([executor.bind(op)], 0, last=False)
     return found
 
 
 def test_what_srgans_nodes_wait_for(registry: Registry) -> None:
     """D looks at HR while SR is made, and VGG at SR while D is trained; G waits for both."""
-    found = follows(Graph.load(graphs() / "train_srgan.json"), registry, TINY)
+    found = follows(with_settings(Graph.load(graphs() / "train_srgan.json"), registry, TINY), registry)
     assert found["real"] == set()
     assert found["sr"] == {"lr"}
     assert found["fake"] == {"lr", "sr", "real"}  # whose running statistics are one after the other
@@ -594,9 +593,41 @@ def test_who_changes_a_model_waits_for_a_backward_pass_that_reads_it() -> None:
         e = export(d_step)
         f = export(g_step, name="g")
     """
-    found = follows(toys.graph(text, TYPES), TYPES, [])
+    found = follows(toys.graph(text, TYPES), TYPES)
     assert "real" not in found["z"]
     assert "g_step" in found["d_step"]
+
+
+@node
+def seen(model: Model, x: Batch) -> Batch:
+    """Runs a model as it is."""
+    result: Tensor = model(x)
+    return result
+
+
+@node
+def within(model: Model) -> Model:
+    """Another model of the same weights."""
+    return torch.nn.Sequential(model)
+
+
+def test_who_changes_weights_waits_for_whoever_reads_them_by_another_name() -> None:
+    text = """
+        x = growing()
+        net = network(batch_norm=False)
+        opt = sgd(net)
+        y = passed(net, x)
+        loss = distance(y, x)
+        other = within(net)
+        look = seen(other, x)
+        step = optimizer_step(loss, net, opt)
+        w = write(look)
+        e = export(step)
+    """
+    registry = TYPES.with_nodes([within, seen])
+    found = follows(toys.graph(text, registry), registry)
+    assert "look" not in found["y"] | found["loss"]
+    assert "look" in found["step"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
