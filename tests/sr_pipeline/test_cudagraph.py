@@ -1,0 +1,142 @@
+"""Which jobs of a recording wait for which, by stand-ins for CUDA's streams and events that keep what came before."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from sr_pipeline.cudagraph import CudaGraph
+from sr_pipeline.streams import is_recorded, ready_since
+
+
+class Stream:
+    """Knows the jobs after which its next one is done."""
+
+    def __init__(self, device: Any = None, priority: int = 0) -> None:
+        self.before = set[str]()
+
+    def wait_event(self, event: Event) -> None:
+        self.before |= event.before
+
+    def wait_stream(self, other: Stream) -> None:
+        self.before |= other.before
+
+
+class Event:
+    def record(self, stream: Stream | None = None) -> None:
+        self.before = set((stream or Cuda.current).before)
+
+
+class Cuda:
+    """What a recording uses of ``torch.cuda``."""
+
+    current = Stream()
+
+    @staticmethod
+    @contextmanager
+    def stream(stream: Stream) -> Iterator[None]:
+        before, Cuda.current = Cuda.current, stream
+        try:
+            yield
+        finally:
+            Cuda.current = before
+
+    @staticmethod
+    @contextmanager
+    def graph(graph: Any, stream: Stream, capture_error_mode: str) -> Iterator[None]:
+        with Cuda.stream(stream):
+            yield
+
+    @staticmethod
+    @contextmanager
+    def device(device: Any) -> Iterator[None]:
+        yield
+
+    @staticmethod
+    def set_stream(stream: Stream) -> None:
+        Cuda.current = stream
+
+
+@pytest.fixture
+def recording(monkeypatch: pytest.MonkeyPatch) -> CudaGraph:
+    Cuda.current = Stream()
+    for name, stand_in in {
+        "Stream": Stream, "Event": Event, "CUDAGraph": object, "graph": Cuda.graph, "device": Cuda.device,
+        "stream": Cuda.stream, "set_stream": Cuda.set_stream, "current_stream": lambda device: Cuda.current,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    return CudaGraph(torch.device("cuda"))
+
+
+Jobs = dict[str, Collection[str]]
+"""By name: the jobs that it follows, of those before; of one that changes weights the name ends with "!"."""
+
+
+def order_of(recording: CudaGraph, jobs: Jobs) -> dict[str, set[str]]:
+    """After which jobs each begins."""
+    found: dict[str, set[str]] = {}
+    names = list(jobs)
+
+    def work() -> None:
+        for name, after in jobs.items():
+            with recording.job([names.index(other) for other in after], []):
+                found[name] = set(Cuda.current.before)
+                Cuda.current.before.add(name)
+            if name.endswith("!"):
+                recording.changed()
+
+    for stream in recording.streams:
+        stream.before.clear()  # type: ignore[attr-defined]
+    recording.record(work, [])
+    return found
+
+
+SRGAN: Jobs = {
+    "lr": [], "sr": ["lr"], "real": [], "fake": ["sr", "real"], "d_loss": ["fake", "real"], "d_step!": ["d_loss"],
+    "content": ["sr"], "judged": ["d_step!", "sr"], "perceptual": ["judged", "content"], "g_step!": ["perceptual"],
+}  # fmt: skip
+
+
+def test_branches_of_srgan(recording: CudaGraph) -> None:
+    """What the paper's step could do side by side, but that nothing begins before D's new weights are there once they
+    are on their way."""
+    for _ in range(2):  # a step may be recorded anew
+        found = order_of(recording, SRGAN)
+        for name, after in SRGAN.items():
+            assert found[name] >= set(after)
+        assert found["real"] == set()
+        assert "real" not in found["sr"]
+        assert found["content"] == {"lr", "sr"}
+        assert "content" not in found["judged"]
+    assert len(recording.streams) <= 5
+
+
+def test_the_recording_ends_with_all_of_its_jobs(recording: CudaGraph) -> None:
+    order_of(recording, {"a": [], "b": [], "c": ["a"], "d": []})
+    assert recording.side.before == {"a", "b", "c", "d"}  # type: ignore[attr-defined]
+
+
+def test_after_a_change_no_stream_goes_on_without_it(recording: CudaGraph) -> None:
+    """Autograd comes back to the streams of forward passes."""
+    order_of(recording, {"one": [], "other": [], "step!": ["one"]})
+    assert all("step!" in stream.before for stream in recording.streams)  # type: ignore[attr-defined]
+
+
+def test_what_holds_while_it_is_recorded_and_not_after(recording: CudaGraph) -> None:
+    fed, inside = torch.zeros(1), []
+    cached, main = torch.is_autocast_cache_enabled(), Cuda.current
+
+    def work() -> None:
+        inside.extend([is_recorded(), ready_since(fed) is not None, not torch.is_autocast_cache_enabled()])
+        raise ValueError("too blue")
+
+    with pytest.raises(ValueError, match="too blue"):
+        recording.record(work, [fed])
+    assert inside == [True, True, True]
+    assert (is_recorded(), ready_since(fed), torch.is_autocast_cache_enabled()) == (False, None, cached)
+    assert Cuda.current is main
+    assert recording.graph is None
