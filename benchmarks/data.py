@@ -31,8 +31,7 @@ from loops import Size
 from measure import DATA, Seconds, arguments, device_of, machine, publish, ratio, short, spread, tell, wait
 from sr_nodes.data import photographs, random_crops
 from sr_nodes.pictures import find_pictures
-from sr_pipeline.recording import WARM_UP
-from step import QUICK, Ours, default_mode
+from step import QUICK, Ours, default_mode, untimed
 
 WORKERS = 2
 
@@ -119,7 +118,7 @@ def waiting(size: Size, device: torch.device, folder: Path, gan: bool, steps: in
 def _stepped(ours: Ours, batch: Callable[[], Tensor], steps: int, device: torch.device) -> tuple[float, float]:
     """Seconds a step, and of them those in which a batch was asked for."""
     asked = []
-    for _ in range(WARM_UP + 2 if ours.mode.capture != "off" else 1):  # what precedes a recording is no step's time
+    for _ in range(untimed(ours.mode)):
         ours(batch())
     wait(device)
     began = time.perf_counter()

@@ -41,19 +41,8 @@ def tests(path: Path) -> int:
     """The tests that need a GPU; their last line is their result. Files without any are left out, and what they import
     need not be there; so is a plugin that warns of itself."""
     marked = [str(file) for file in (HERE.parent / "tests").rglob("test_*.py") if "mark.gpu" in file.read_text("utf-8")]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:benchmark",
-        "-m",
-        "gpu",
-        *marked,
-    ]
+    without = ["-p", "no:cacheprovider", "-p", "no:benchmark"]
+    command = [sys.executable, "-m", "pytest", "-q", *without, "-m", "gpu", *marked]
     done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, check=False)
     tell(done.stdout[-2000:])
     if done.returncode == 0:

@@ -246,11 +246,10 @@ def one(options: argparse.Namespace, size: Size, device: torch.device, gan: bool
         if mode and device.type == "cpu":  # a part of the mode, as `run` sets it
             stack.enter_context(kept_memory())
         batches = synthetic(size, device)
-        recorded = mode is not None and mode.capture != "off"
         try:
             step = contestants(size, device, gan)[options.one]()
-            if device.type == "cuda":  # what precedes a recording is no step's time
-                timed(partial(_fed, step, batches), WARM_UP + 1 if recorded else 1, device)
+            if device.type == "cuda":
+                timed(partial(_fed, step, batches), untimed(mode), device)
         except (ImportError, RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
             print(json.dumps(str(error)), file=answers)
             return
@@ -264,6 +263,11 @@ def one(options: argparse.Namespace, size: Size, device: torch.device, gan: bool
             else:
                 found = timed(partial(_fed, step, batches), int(asked), device)
             print(json.dumps(found), file=answers, flush=True)
+
+
+def untimed(mode: Mode | None) -> int:
+    """Steps that are not timed: what precedes a recording's first replay is no step's time."""
+    return 1 if mode is None or mode.capture == "off" else WARM_UP + 2
 
 
 def _fed(step: Step, batches: Iterator[Tensor]) -> None:
@@ -291,7 +295,8 @@ def summary(by_network: dict[str, Any], default: Mode) -> dict[str, float]:
     if default.capture == "graph":  # of eager steps data.py says how long they wait
         ours = f"ours, {default}"
         pairs = [(of["synthetic"]["ms"][ours], of["real"]["ms"][ours]) for of in by_network.values() if "real" in of]
-        made |= {"wait_share": short(max(max(0.0, 1 - a["median"] / b["median"]) for a, b in pairs))} if pairs else {}
+        if pairs:
+            made["wait_share"] = short(max(0.0, *(1 - still["median"] / real["median"] for still, real in pairs)))
     return made | {"memory_a": short(max(by_a))}
 
 

@@ -21,32 +21,6 @@ from sr_pipeline.run import run
 from sr_pipeline.streams import recorded
 
 pytestmark = pytest.mark.gpu
-
-
-@pytest.mark.parametrize("net", ["srresnet", "discriminator", "vgg"])
-def test_recorded_layers_are_as_near_to_float32_as_autocast_is(net: str) -> None:
-    """Results and gradients, to images and of weights; running statistics."""
-    rng = torch.Generator().manual_seed(0)
-    made = {"srresnet": srresnet(rng=rng), "discriminator": discriminator(rng=rng), "vgg": vgg19()}[net].cuda()
-    made.to(memory_format=torch.channels_last)
-    picture = torch.rand(16, 3, *(24, 24) if net == "srresnet" else (96, 96), generator=rng).cuda()
-    found = [_passed(copy.deepcopy(made), picture, *how) for how in ((False, False), (True, False), (True, True))]
-    wanted, plain, fused = (torch.cat([t.double().flatten() / t.double().norm() for t in of]) for of in found)
-    assert not torch.equal(plain, fused)
-    assert (fused - wanted).norm() < 1.25 * (plain - wanted).norm()
-
-
-def _passed(net: torch.nn.Module, picture: torch.Tensor, mixed: bool, fused: bool) -> list[torch.Tensor]:
-    picture = picture.clone().requires_grad_()
-    with torch.autocast("cuda", torch.bfloat16, enabled=mixed), recorded() if fused else nullcontext():
-        out = net.train()(picture).float()
-    ((out - out.detach().mean() - 0.1) ** 2).mean().backward()
-    grads = [p.grad for p in net.parameters() if p.grad is not None and p.grad.dim() == 4]
-    assert picture.grad is not None
-    kept = [b for name, b in net.named_buffers() if "running" in name]
-    return [out.detach(), picture.grad, *grads, *kept]
-
-
 SMALL = ["generator.blocks=2", "generator.channels=16", "start.weights=null", "hr.batch=4", "rate.initial=1e-5"]
 
 
@@ -74,3 +48,27 @@ def test_cuda_run_resumes(registry: Registry, tmp_path: Path) -> None:
 def test_cuda_gives_the_same_bits_when_it_is_asked_to(registry: Registry, tmp_path: Path) -> None:
     first, second = (train(registry, tmp_path / name, "cuda", steps=5, deterministic=True) for name in "ab")
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("net", ["srresnet", "discriminator", "vgg"])
+def test_recorded_layers_are_as_near_to_float32_as_autocast_is(net: str) -> None:
+    """Results and gradients, to images and of weights; running statistics."""
+    rng = torch.Generator().manual_seed(0)
+    made = {"srresnet": srresnet(rng=rng), "discriminator": discriminator(rng=rng), "vgg": vgg19()}[net].cuda()
+    made.to(memory_format=torch.channels_last)
+    picture = torch.rand(16, 3, *(24, 24) if net == "srresnet" else (96, 96), generator=rng).cuda()
+    found = [_passed(copy.deepcopy(made), picture, *how) for how in ((False, False), (True, False), (True, True))]
+    wanted, plain, fused = (torch.cat([t.double().flatten() / t.double().norm() for t in of]) for of in found)
+    assert not torch.equal(plain, fused)
+    assert (fused - wanted).norm() < 1.25 * (plain - wanted).norm()
+
+
+def _passed(net: torch.nn.Module, picture: torch.Tensor, mixed: bool, fused: bool) -> list[torch.Tensor]:
+    picture = picture.clone().requires_grad_()
+    with torch.autocast("cuda", torch.bfloat16, enabled=mixed), recorded() if fused else nullcontext():
+        out = net.train()(picture).float()
+    ((out - out.detach().mean() - 0.1) ** 2).mean().backward()
+    grads = [p.grad for p in net.parameters() if p.grad is not None and p.grad.dim() == 4]
+    assert picture.grad is not None
+    kept = [b for name, b in net.named_buffers() if "running" in name]
+    return [out.detach(), picture.grad, *grads, *kept]

@@ -80,11 +80,10 @@ def conv_of_few(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
     cuDNN's kernels take channels by eight at least.
     """
-    few = conv.in_channels * conv.kernel_size[0] ** 2 < 256
-    few = few and _is_small(x, max(256, conv.out_channels))
-    if not (serves(x) and few and _is_plain(conv) and conv.bias is not None):
+    few = _is_plain(conv) and _reads_few(conv) and _is_small(x, max(256, conv.out_channels))
+    if not (serves(x) and few and conv.bias is not None):
         return cast(Tensor, conv(x))
-    return cast(Tensor, _ConvOfFew.apply(x, conv.weight, conv.bias, None, False))
+    return cast(Tensor, _ConvOfFew.apply(x, conv.weight, conv.bias, None))
 
 
 def conv_to_few(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -121,13 +120,13 @@ def frozen(x: Tensor, layers: nn.Sequential) -> Tensor:
             x = rest.pop(0)(x)
             continue
         del rest[:2]
-        if conv.in_channels * conv.kernel_size[0] ** 2 < 256:
-            low, bias = _rounded(conv)
-            x = _ConvOfFew.apply(x, conv.weight, bias, low, True)
+        low, bias = _rounded(conv)
+        if _reads_few(conv):
+            x = _ConvOfFew.apply(x, conv.weight, bias, low)
             continue
         pooled = bool(rest) and type(rest[0]) is nn.MaxPool2d and _halves(rest[0])
         del rest[: int(pooled)]
-        x = _ConvReLU.apply(x.to(torch.bfloat16, memory_format=_LAST), *_rounded(conv), conv, pooled)
+        x = _ConvReLU.apply(x.to(torch.bfloat16, memory_format=_LAST), low, bias, conv, pooled)
     return x
 
 
@@ -142,6 +141,11 @@ def _is_plain(conv: nn.Module) -> bool:
     height, width = conv.kernel_size
     known = (conv.stride, conv.dilation, conv.groups, conv.padding_mode) == ((1, 1), (1, 1), 1, "zeros")
     return known and height == width and height % 2 == 1 and conv.padding == (height // 2, width // 2)
+
+
+def _reads_few(conv: nn.Conv2d) -> bool:
+    """Whether what it reads for a pixel is one row of a matrix, with a column left for the bias."""
+    return conv.in_channels * conv.kernel_size[0] ** 2 < 256
 
 
 def _is_small(x: Tensor, channels: int) -> bool:
@@ -212,10 +216,7 @@ def _rounded(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
     now = (id(weight), weight._version, weight.data_ptr(), id(bias), bias._version, bias.data_ptr())
     found = _ROUNDED.get(conv)
     if found is None or found[0] != now:
-        if conv.in_channels * conv.kernel_size[0] ** 2 < 256:
-            low = _matrix(weight, None)
-        else:
-            low = weight.to(torch.bfloat16, memory_format=_LAST)
+        low = _matrix(weight, None) if _reads_few(conv) else weight.to(torch.bfloat16, memory_format=_LAST)
         found = now, low, bias.to(torch.bfloat16)
         if not torch.cuda.is_current_stream_capturing():
             torch.cuda.current_stream(low.device).synchronize()  # once, because other streams will read it
@@ -372,27 +373,28 @@ class _Shuffle(torch.autograd.Function):
 
 
 class _ConvOfFew(torch.autograd.Function):
-    """A convolution of a picture [B, C, H, W] as a product of matrices, then perhaps a ReLU, in bfloat16.
+    """A convolution of a picture [B, C, H, W] as a product of matrices, in bfloat16.
 
-    With the ReLU it is not learned, and the bias is cuBLAS' to add; without, the bias is a column of the matrix, so
-    that its gradient is one of the matrix's.
+    With a matrix ``frozen`` of the weight it is not learned, a ReLU follows, and the bias is cuBLAS' to add. Without,
+    the bias is a column of the matrix, so that its gradient is one of the matrix's.
     """
 
     @staticmethod
-    def forward(ctx: Any, image: Tensor, weight: Tensor, bias: Tensor, low: Tensor | None, relu: bool) -> Tensor:
+    def forward(ctx: Any, image: Tensor, weight: Tensor, bias: Tensor, frozen: Tensor | None) -> Tensor:
         from sr_nodes.triton_kernels import patches
 
         batch, channels, height, width = image.shape
-        low = _matrix(weight, None if relu else bias) if low is None else low
+        low = _matrix(weight, bias) if frozen is None else frozen
         rows, columns = batch * height * width, low.shape[1]
         read, wide = low.new_empty((rows, columns)), min(64, _power(columns))
         patches[(_up(rows, _ROWS), _up(columns, wide))](
             image, read, rows, height, width, *image.stride(), weight.shape[2], channels, columns, _ROWS, wide,
             num_warps=_WARPS,
         )  # fmt: skip
-        y = torch._addmm_activation(bias, read, low.t()) if relu else read @ low.t()
-        ctx.shape, ctx.relu = image.shape, relu
-        ctx.save_for_backward(weight, low, read if weight.requires_grad else None, y if relu else None)
+        y = read @ low.t() if frozen is None else torch._addmm_activation(bias, read, low.t())
+        ctx.shape = image.shape
+        learned = frozen is None and weight.requires_grad
+        ctx.save_for_backward(weight, low, read if learned else None, None if frozen is None else y)
         return y.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
     @staticmethod
@@ -404,7 +406,7 @@ class _ConvOfFew(torch.autograd.Function):
         batch, channels, height, width = ctx.shape
         side, rows = weight.shape[2], batch * height * width
         of_y = grad.permute(0, 2, 3, 1).reshape(rows, -1)
-        if ctx.relu:
+        if y is not None:
             of_y = torch.ops.aten.threshold_backward(of_y, y, 0)
         of_image = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
@@ -412,12 +414,12 @@ class _ConvOfFew(torch.autograd.Function):
             unpatches[(_up(rows, 128),)](
                 of_y @ low, of_image, rows, height, width, side, channels, low.shape[1], 128, num_warps=_WARPS
             )
-        if ctx.needs_input_grad[1]:
+        if read is not None:
             used = side * side * channels
             found = of_y.t() @ read
             of_weight = found[:, :used].view(-1, side, side, channels).permute(0, 3, 1, 2).float()
             of_bias = found[:, used].float()
-        return of_image, of_weight, of_bias, None, None
+        return of_image, of_weight, of_bias, None
 
 
 def _matrix(weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -535,10 +537,10 @@ def _normalised(y: Tensor, layer: Layer, residual: Tensor | None) -> tuple[Tenso
         found, bias, bn.running_mean, bn.running_var, bn.num_batches_tracked, kept, rows, channels, span, groups,
         bn.eps, bn.momentum, bias is not None, _power(groups), 16, num_warps=_WARPS,
     )  # fmt: skip
-    out, (kind, slope, leak) = torch.empty_like(y), _activation(layer)
+    out, (kind, slope, slopes, leak) = torch.empty_like(y), _activation(layer)
     normalise[(_up(rows, _ROWS), _up(channels, wide))](
         y, kept, bn.weight, bn.bias, slope, residual, out, rows, channels, leak,
-        slope is not None and slope.numel() > 1, kind, residual is not None, _ROWS, wide, num_warps=_WARPS,
+        slopes, kind, residual is not None, _ROWS, wide, num_warps=_WARPS,
     )  # fmt: skip
     return out, kept
 
@@ -555,8 +557,7 @@ def _normalised_backward(grads: list[Tensor], y: Tensor, kept: Tensor, layer: La
     groups, span = _split(rows, _ROWS, _GROUPS)
     found, sums = y.new_empty((3, groups, channels), dtype=torch.float32), kept.new_empty((3, channels))
     narrow, wide = min(32, _tile(channels)), _tile(channels)
-    kind, slope, leak = _activation(layer)
-    slopes = slope is not None and slope.numel() > 1
+    kind, slope, slopes, leak = _activation(layer)
     partial_gradients[(groups, _up(channels, narrow))](
         grad, also, total, y, kept, bn.weight, bn.bias, slope, found, rows, channels, span, leak,
         also is not None, slopes, kind, _ROWS, narrow, num_warps=_WARPS,
@@ -570,10 +571,13 @@ def _normalised_backward(grads: list[Tensor], y: Tensor, kept: Tensor, layer: La
     return total, out, sums
 
 
-def _activation(layer: Layer) -> tuple[int, Tensor | None, float]:
+def _activation(layer: Layer) -> tuple[int, Tensor | None, bool, float]:
+    """Its kind, a PReLU's slope, whether that is one a channel, and a LeakyReLU's."""
     if isinstance(layer.act, nn.PReLU):
-        return _SLOPE, layer.act.weight, 0.0
-    return (_LEAK, None, layer.act.negative_slope) if isinstance(layer.act, nn.LeakyReLU) else (_NONE, None, 0.0)
+        return _SLOPE, layer.act.weight, layer.act.weight.numel() > 1, 0.0
+    if isinstance(layer.act, nn.LeakyReLU):
+        return _LEAK, None, False, layer.act.negative_slope
+    return _NONE, None, False, 0.0
 
 
 def _rows(y: Tensor) -> tuple[int, int]:

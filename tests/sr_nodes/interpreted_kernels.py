@@ -24,6 +24,14 @@ def assert_close(found: Tensor, wanted: Tensor, bound: float = 1e-5) -> None:
     assert (found.float() - wanted).abs().max() <= bound * wanted.abs().max()
 
 
+def assert_same_gradients(wanted: Tensor, found: Tensor, *pairs: tuple[Tensor, Tensor]) -> None:
+    """Of what either was made of."""
+    grad, (ones, others) = noise(*wanted.shape, seed=3), zip(*pairs, strict=True)
+    found_grads = torch.autograd.grad(found, others, grad)
+    for of_found, of_wanted in zip(found_grads, torch.autograd.grad(wanted, ones, grad), strict=True):
+        assert_close(of_found, of_wanted)
+
+
 def twice(*tensors: Tensor) -> Iterable[list[Tensor]]:
     return ([tensor.clone().requires_grad_() for tensor in tensors] for _ in range(2))
 
@@ -118,13 +126,7 @@ def test_shuffle_is_pixel_shuffle_and_prelu(slopes: int) -> None:
     wanted = F.prelu(F.pixel_shuffle(x + bias.view(-1, 1, 1), 2), slope)
     found: Tensor = fused._Shuffle.apply(y, shift, below)
     assert_close(found, wanted)
-    grad = noise(2, 24, 10, 14, seed=1)
-    wanted.backward(grad)  # type: ignore[no-untyped-call]
-    found.backward(grad)  # type: ignore[no-untyped-call]
-    for p, q in ((x, y), (bias, shift), (slope, below)):
-        assert p.grad is not None
-        assert q.grad is not None
-        assert_close(q.grad, p.grad)
+    assert_same_gradients(wanted, found, (x, y), (bias, shift), (slope, below))
 
 
 @pytest.mark.parametrize("side", [3, 9])
@@ -137,13 +139,7 @@ def test_summed_rows_are_the_convolution(side: int) -> None:
         F.conv2d(y, rows, None, 1, (0, side // 2)).contiguous(memory_format=LAST), shift, side
     )
     assert_close(found, wanted)
-    grad = noise(2, 3, 13, 11, seed=3)
-    wanted.backward(grad)  # type: ignore[no-untyped-call]
-    found.backward(grad)  # type: ignore[no-untyped-call]
-    for p, q in ((x, y), (weight, other), (bias, shift)):
-        assert p.grad is not None
-        assert q.grad is not None
-        assert_close(q.grad, p.grad)
+    assert_same_gradients(wanted, found, (x, y), (weight, other), (bias, shift))
 
 
 @pytest.mark.parametrize("side", [3, 9])
@@ -154,7 +150,8 @@ def test_a_convolution_of_few_channels(side: int, relu: bool) -> None:
     (x, weight, bias), (y, other, shift) = twice(*(tensor.bfloat16().float() for tensor in drawn))
     wanted = F.conv2d(x, weight, bias, padding=side // 2)
     wanted = wanted.relu() if relu else wanted
-    found: Tensor = fused._ConvOfFew.apply(y, other, shift.detach().bfloat16() if relu else shift, None, relu)
+    given = (shift.detach().bfloat16(), fused._matrix(other.detach(), None)) if relu else (shift, None)
+    found: Tensor = fused._ConvOfFew.apply(y, other, *given)
     assert_close(found, wanted, 0.01)
     grad = noise(2, 20, 12, 10, seed=3).bfloat16()
     wanted.backward(grad.float())  # type: ignore[no-untyped-call]
