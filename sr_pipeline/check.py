@@ -6,11 +6,12 @@ import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import networkx as nx
-
+from sr_pipeline.digraph import turned
 from sr_pipeline.errors import MAX_FAULTS, Fault, GraphError, UsageError, nearest, quoted
 from sr_pipeline.graph import Entry, Graph, Link, as_link
 from sr_pipeline.node import Input, NodeType
@@ -28,16 +29,21 @@ class Value(NamedTuple):
 
 @dataclass(frozen=True)
 class Wiring:
-    """A checked graph: each node's type, its read literals, its resolved links, and the graph of its data."""
+    """A checked graph: each node's type, its read literals, its resolved links, and what it reads of."""
 
     graph: Graph
     types: dict[str, NodeType]
     literals: dict[str, dict[str, Any]]
     links: dict[str, dict[str, Value]]
     value_types: dict[Value, SocketType]
-    dag: nx.DiGraph[str]
+    predecessors: dict[str, list[str]]
+    """Each node, in the order of the file, and those whose outputs it reads."""
     order: list[str]
-    """All nodes, each after those whose outputs it reads."""
+    """All nodes, each after its predecessors."""
+
+    @cached_property
+    def successors(self) -> dict[str, list[str]]:
+        return turned(self.predecessors)
 
     def where(self, node: str, input_: str = "") -> str:
         return self.graph.where(node, input_)
@@ -62,7 +68,7 @@ def check(graph: Graph, registry: Registry) -> Wiring:
     if checker.faults:
         raise checker.error()
     return Wiring(
-        graph, checker.types, checker.literals, checker.links, checker.value_types, checker.dag, checker.order
+        graph, checker.types, checker.literals, checker.links, checker.value_types, checker.predecessors, checker.order
     )
 
 
@@ -74,8 +80,12 @@ class _Checker:
         self.literals: dict[str, dict[str, Any]] = {}
         self.links: dict[str, dict[str, Value]] = {}
         self.value_types: dict[Value, SocketType] = {}
-        self.dag: nx.DiGraph[str] = nx.DiGraph()
-        self.dag.add_nodes_from(graph.nodes)
+        self.predecessors = {
+            id_: list(
+                dict.fromkeys(v.node for v in entry.inputs.values() if isinstance(v, Link) and v.node in graph.nodes)
+            )
+            for id_, entry in graph.nodes.items()
+        }
         self.order = list(graph.nodes)
 
     def fault(self, node: str, input_: str, what: str, fix: str) -> None:
@@ -149,7 +159,6 @@ class _Checker:
         if link.node not in self.graph.nodes:
             self.fault(id_, name, f"there is no node {quoted(link.node)}", nearest(link.node, self.graph.nodes))
             return
-        self.dag.add_edge(link.node, id_)
         source = self.types.get(link.node)
         if source is None:
             return
@@ -165,17 +174,20 @@ class _Checker:
 
     def check_cycles(self) -> None:
         try:
-            self.order = list(nx.topological_sort(self.dag))
-        except nx.NetworkXUnfeasible:
+            self.order = list(TopologicalSorter(self.predecessors).static_order())
+        except CycleError:
             self._tell_cycles()
 
     def _tell_cycles(self) -> None:
+        import networkx as nx
+
         order = {id_: n for n, id_ in enumerate(self.graph.nodes)}
-        for component in nx.strongly_connected_components(self.dag):
+        dag: nx.DiGraph[str] = nx.DiGraph((before, id_) for id_ in order for before in self.predecessors[id_])
+        for component in nx.strongly_connected_components(dag):
             first = min(component, key=order.__getitem__)
-            if len(component) == 1 and not self.dag.has_edge(first, first):
+            if len(component) == 1 and not dag.has_edge(first, first):
                 continue
-            walk = nx.find_cycle(self.dag.subgraph(component), first)
+            walk = nx.find_cycle(dag.subgraph(component), first)
             path = " -> ".join([walk[0][0], *(edge[1] for edge in walk)])
             self.fault(first, "", f"a cycle: {path}", "remove one of these links; a changed model is its step's output")
 

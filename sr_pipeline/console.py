@@ -3,121 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from itertools import pairwise
-from math import isfinite
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
+from sr_pipeline.events import Done, Event, NodeStarted, Progress, RunStarted, Saved
+from sr_pipeline.tracker import Tracker, notice
 
-from sr_pipeline.events import (
-    Done,
-    Event,
-    ImageWritten,
-    NodeProgress,
-    NodeStarted,
-    Progress,
-    Resumed,
-    RunStarted,
-    Saved,
-    Scalar,
-    Warned,
-)
-
-_BARS = "▁▂▃▄▅▆▇█"
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, with days before.
-
-    >>> duration(3725), duration(200000)
-    ('1:02:05', '2 d 7:33:20')
-    """
-    days, rest = divmod(round(seconds), 86400)
-    clock = f"{rest // 3600}:{rest // 60 % 60:02}:{rest % 60:02}"
-    return f"{days} d {clock}" if days else clock
-
-
-def rate(per_second: float) -> str:
-    """Steps a second, or seconds a step where that is more than one.
-
-    >>> rate(2.5), rate(0.125)
-    ('2.5 steps/s', '8 s/step')
-    """
-    return f"{per_second:.3g} steps/s" if per_second >= 1 else f"{1 / max(per_second, 1e-9):.3g} s/step"
-
-
-def sparkline(values: list[float], width: int = 32) -> str:
-    """The course of a number, as means of equal parts; a part that is not finite is a blank.
-
-    >>> sparkline([0, 1, 2, 3], 4)
-    '▁▃▆█'
-    >>> sparkline([1.0, float("nan"), 2.0])
-    '▁ █'
-    """
-    parts = min(width, len(values))
-    cuts = [n * len(values) // parts for n in range(parts + 1)] if parts else []
-    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(cuts)]
-    finite = [m for m in means if isfinite(m)]
-    low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
-
-    def bar(mean: float) -> str:
-        if not isfinite(mean):
-            return " "
-        return _BARS[round((mean - low) / (high - low) * 7) if high > low else 3]
-
-    return "".join(map(bar, means))
-
-
-class Tracker:
-    """What has been heard of a run so far."""
-
-    def __init__(self) -> None:
-        self.title = ""
-        self.doing = ""
-        self.progress: Progress | None = None
-        self.scalars: dict[str, deque[float]] = {}
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, RunStarted):
-            self.title = f"{event.graph}  on {event.device} ({event.mode})  seed {event.seed}  into {event.run_dir}"
-        elif isinstance(event, NodeStarted):
-            self.doing = f"{event.phase}: {event.node}"
-        elif isinstance(event, NodeProgress):
-            self.doing = f"{event.node}: {event.done}/{event.total}"
-        elif isinstance(event, Progress):
-            self.progress, self.doing = event, ""
-        elif isinstance(event, Done):
-            self.doing = ""
-        elif isinstance(event, Scalar):
-            self.scalars.setdefault(event.name, deque(maxlen=2000)).append(event.value)
-
-    def status(self) -> str:
-        """Step, rate and time left, in words."""
-        if self.progress is None:
-            return self.doing
-        step, total, speed = self.progress.step, self.progress.total, self.progress.rate
-        of = f"/{total}" if total is not None else ""
-        left = f"  {duration((total - step) / speed)} left" if total is not None else ""
-        return f"step {step}{of}  {rate(speed)}{left}"
-
-
-def notice(event: Event) -> str:
-    """The line that an event deserves by itself, if any."""
-    if isinstance(event, Warned):
-        return f"warning: {event.where}: {event.text}"
-    if isinstance(event, Resumed):
-        return f"resumed from step {event.step}"
-    if isinstance(event, ImageWritten):
-        return f"wrote {event.path}"
-    if isinstance(event, Done):
-        word = "interrupted" if event.interrupted else "done"
-        return f"{word} after step {event.step}, {duration(event.seconds)}" if event.step else word
-    return ""
+if TYPE_CHECKING:
+    from sr_pipeline.livetable import LiveConsole
 
 
 class PlainConsole:
@@ -157,43 +49,12 @@ class PlainConsole:
         pass
 
 
-class LiveConsole:
-    """A bar and a table of the scalars that keep themselves up to date; notices scroll above them."""
-
-    def __init__(self, console: Console) -> None:
-        self.tracker = Tracker()
-        self.live = Live(console=console, get_renderable=self._view, refresh_per_second=4)
-
-    def __call__(self, event: Event) -> None:
-        self.tracker(event)
-        if isinstance(event, RunStarted):
-            self.live.console.print(Text(self.tracker.title, style="bold"))
-        if line := notice(event):
-            style = "yellow" if isinstance(event, Warned) else "green" if isinstance(event, Done) else "dim"
-            self.live.console.print(Text(line, style=style))
-
-    def _view(self) -> Group:
-        parts: list[Table | Text] = [Text(self.tracker.status(), style="cyan")]
-        if self.tracker.progress and self.tracker.progress.total:
-            bar = Table.grid(expand=True)  # a bar alone does not end its line
-            bar.add_row(ProgressBar(self.tracker.progress.total, self.tracker.progress.step))
-            parts.append(bar)
-        if self.tracker.scalars:
-            table = Table("scalar", "now", "mean", "course", box=None, padding=(0, 2, 0, 0))
-            for name, values in self.tracker.scalars.items():
-                mean = sum(values) / len(values)
-                table.add_row(name, f"{values[-1]:.5g}", f"{mean:.5g}", sparkline(list(values)))
-            parts.append(table)
-        return Group(*parts)
-
-    def __enter__(self) -> LiveConsole:
-        self.live.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.live.__exit__(None, None, None)
-
-
 def console_for(file: TextIO) -> PlainConsole | LiveConsole:
     """The live table on a terminal, plain lines elsewhere."""
-    return LiveConsole(Console(file=file)) if file.isatty() else PlainConsole(file)
+    if not file.isatty():
+        return PlainConsole(file)
+    from rich.console import Console
+
+    from sr_pipeline.livetable import LiveConsole
+
+    return LiveConsole(Console(file=file))

@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import networkx as nx
 import torch
 from torch import Tensor, nn
 
+from sr_pipeline.digraph import reached
 from sr_pipeline.errors import NodeRunError, PipelineError
 from sr_pipeline.events import Channel, NodeReporter, NodeStarted
 from sr_pipeline.node import NodeType
@@ -294,9 +294,8 @@ class Executor:
 
 def writing(plan: Plan) -> frozenset[str]:
     """The nodes that write files, and what needs them: of the processes that share a run only the first runs them."""
-    dag, types = plan.wiring.dag, plan.wiring.types
-    writers = {op.node for op in plan.ops if _writes(types[op.node])}
-    return frozenset(writers.union(*(nx.descendants(dag, node) for node in writers)))
+    writers = {op.node for op in plan.ops if _writes(plan.wiring.types[op.node])}
+    return frozenset(reached(plan.wiring.successors, writers))
 
 
 def _writes(made: NodeType) -> bool:

@@ -20,7 +20,8 @@ from sr_pipeline.files import remove_parts, written_beside
 from sr_pipeline.graph import Graph
 from sr_pipeline.launch import launch_id
 
-PACKAGES = ("sr-pipeline", "torch", "torchvision", "numpy", "pillow", "safetensors", "networkx", "pydantic")
+PACKAGES = ("sr-pipeline", "torchvision", "numpy", "pillow", "safetensors")
+"""Beside torch, whose own word names its build too: what a run's bits come from."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,9 @@ def differences(record: Record) -> list[str]:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    import torch
+
+    found = {"torch": str(torch.__version__)}
     for name in PACKAGES:
         try:
             found[name] = version(name)

@@ -71,17 +71,23 @@ def load_packs(extra: Iterable[str] = ()) -> Registry:
 
 
 def nodes_of(module: ModuleType) -> list[Callable[..., Any]]:
-    """The functions marked ``@node`` that a module, or any module of a package, defines."""
-    modules = [module]
-    if hasattr(module, "__path__"):
-        names = (m.name for m in pkgutil.walk_packages(module.__path__, f"{module.__name__}."))
-        modules += [importlib.import_module(name) for name in names]
+    """The functions marked ``@node`` that a module, or any module of a package, defines.
+
+    Modules whose names begin with an underscore are not imported: what they need may be missing.
+    """
     return [
         value
-        for m in modules
+        for m in _modules(module)
         for value in vars(m).values()
         if callable(value) and "__node__" in getattr(value, "__dict__", {}) and value.__module__ == m.__name__
     ]
+
+
+def _modules(module: ModuleType) -> Iterator[ModuleType]:
+    yield module
+    for name in sorted(m.name for m in pkgutil.iter_modules(getattr(module, "__path__", ()))):
+        if not name.startswith("_"):
+            yield from _modules(importlib.import_module(f"{module.__name__}.{name}"))
 
 
 def _is_module(name: str) -> bool:

@@ -1,4 +1,5 @@
-"""What a node may know of a step that is recorded as one CUDA graph: that it is, and since when a tensor is there."""
+"""CUDA's streams, for nodes: whether a step is recorded as one CUDA graph, since when a tensor is there, and tensors
+made ahead of their use."""
 
 from __future__ import annotations
 
@@ -44,3 +45,29 @@ def ready_since(tensor: Tensor) -> torch.cuda.Event | None:
     """The event since which it is there: a node's own stream need not wait longer. None where nothing is known."""
     found: torch.cuda.Event | None = getattr(tensor, _NAME, None)
     return found
+
+
+def made_ahead(tensors: Iterator[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """The same tensors, on CUDA each made beside what the device does with the one before, on a stream of its own.
+
+    One more is kept on the device.
+    """
+    if device.type != "cuda":
+        yield from tensors
+        return
+    beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    beside.wait_stream(torch.cuda.current_stream(device))
+
+    def one() -> tuple[Tensor | None, torch.cuda.Event]:
+        with torch.cuda.stream(beside):
+            made = next(tensors, None)
+            return made, beside.record_event()
+
+    tensor, there = one()
+    while tensor is not None:
+        following = one()
+        current = torch.cuda.current_stream(device)
+        current.wait_event(there)
+        tensor.record_stream(current)  # so that its memory is not used again while what reads it is on its way
+        yield tensor
+        tensor, there = following

@@ -10,11 +10,11 @@ from contextlib import closing
 from itertools import islice
 from typing import Any, Literal, get_args
 
-import networkx as nx
 import torch
 from torch import Tensor
 
 from sr_pipeline.diagnosis import Diagnosis, all_finite, parts, unsound
+from sr_pipeline.digraph import reached
 from sr_pipeline.errors import NodeRunError, NotFiniteError, UsageError
 from sr_pipeline.events import Resumed, Warned
 from sr_pipeline.execute import Executor
@@ -248,5 +248,4 @@ def changing(plan: Plan) -> frozenset[str]:
 
 
 def _with_needs(plan: Plan, nodes: set[str]) -> frozenset[str]:
-    needed = nodes.union(*(nx.ancestors(plan.wiring.dag, node) for node in nodes))
-    return frozenset(needed & {op.node for op in plan.steps})
+    return frozenset(reached(plan.wiring.predecessors, nodes) & {op.node for op in plan.steps})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from sr_nodes.assets import graphs
+from sr_nodes.data import photographs, random_crops
 from sr_nodes.discriminators import discriminator
 from sr_nodes.features import vgg19
 from sr_nodes.srresnet import srresnet
@@ -48,6 +50,23 @@ def test_cuda_run_resumes(registry: Registry, tmp_path: Path) -> None:
 def test_cuda_gives_the_same_bits_when_it_is_asked_to(registry: Registry, tmp_path: Path) -> None:
     first, second = (train(registry, tmp_path / name, "cuda", steps=5, deterministic=True) for name in "ab")
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("workers", [None, 0])
+def test_crops_made_ahead_are_the_hosts(workers: int | None) -> None:
+    """Bit for bit, while the device is busy, and though each is used up before the next is asked for."""
+    photos = photographs("sr_nodes:samples/train")
+    crops = partial(random_crops, photos, size=32, batch=8, steps=20, workers=workers)
+    cuda = torch.device("cuda")
+    work = torch.rand(2048, 2048, device=cuda)
+    found = []
+    for image in crops(device=cuda):
+        work = work @ work / 1024
+        found.append(image.clone())
+        image.zero_()
+        del image
+    for there, here in zip(found, crops(), strict=True):
+        assert torch.equal(there.cpu(), here)
 
 
 @pytest.mark.parametrize("net", ["srresnet", "discriminator", "vgg"])

@@ -22,6 +22,7 @@ from sr_nodes.memory import free_bytes
 from sr_nodes.pictures import to_image
 from sr_nodes.types import Image
 from sr_pipeline.sockets import SeedSource, World
+from sr_pipeline.streams import made_ahead
 
 UNSEEDED = SeedSource()
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -155,14 +156,16 @@ def images(crops: Crops, positions: range, workers: int | None, device: torch.de
     By default a CUDA device that has room for the pictures cuts by itself; so do pictures in memory in this process,
     and for others there are as many processes as cores, up to 8.
     """
+    yield from made_ahead(map(to_image, _pixels(crops, positions, workers, device)), device)
+
+
+def _pixels(crops: Crops, positions: range, workers: int | None, device: torch.device) -> Iterator[Tensor]:
     if workers is None and device.type == "cuda" and _has_room(device, crops.photos):
-        there = CropsThere(crops, device)
-        yield from map(to_image, map(there.__getitem__, positions))
-        return
+        return map(CropsThere(crops, device).__getitem__, positions)
     if workers is None:
         workers = 0 if crops.photos.in_memory else own_cores(most=8)
-    for pixels in _read(crops, positions, workers):
-        yield to_image(sent(pixels, device))  # the 8-bit pixels travel, a quarter of the bytes
+    read = _read(crops, positions, workers)
+    return (sent(pixels, device) for pixels in read)  # as 8-bit pixels, a quarter of the bytes
 
 
 def _has_room(device: torch.device, photos: Pictures) -> bool:

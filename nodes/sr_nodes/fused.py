@@ -194,7 +194,7 @@ def _compiles(device: torch.device) -> bool:
     if find_spec("triton") is None:
         return False
     try:
-        from sr_nodes.triton_kernels import pool
+        from sr_nodes._triton_kernels import pool
 
         pool[(1, 1)](torch.zeros(4, 64, device=device), torch.empty(1, 64, device=device), 1, 2, 2, 64, 32, 64)
     except Exception as error:  # noqa: BLE001  whatever a compiler says
@@ -341,7 +341,7 @@ class _Shuffle(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, bias: Tensor, slope: Tensor) -> Tensor:
-        from sr_nodes.triton_kernels import shuffle
+        from sr_nodes._triton_kernels import shuffle
 
         batch, channels, height, width = y.shape
         rows, channels, tile = batch * height * width, channels // 4, _tile(channels // 4)
@@ -356,7 +356,7 @@ class _Shuffle(torch.autograd.Function):
     @staticmethod
     @_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        from sr_nodes.triton_kernels import unshuffle
+        from sr_nodes._triton_kernels import unshuffle
 
         y, bias, slope = ctx.saved_tensors
         batch, channels, height, width = y.shape
@@ -381,7 +381,7 @@ class _ConvOfFew(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, image: Tensor, weight: Tensor, bias: Tensor, frozen: Tensor | None) -> Tensor:
-        from sr_nodes.triton_kernels import patches
+        from sr_nodes._triton_kernels import patches
 
         batch, channels, height, width = image.shape
         low = _matrix(weight, bias) if frozen is None else frozen
@@ -400,7 +400,7 @@ class _ConvOfFew(torch.autograd.Function):
     @staticmethod
     @_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        from sr_nodes.triton_kernels import unpatches
+        from sr_nodes._triton_kernels import unpatches
 
         weight, low, read, y = ctx.saved_tensors
         batch, channels, height, width = ctx.shape
@@ -438,7 +438,7 @@ class _SumRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, parts: Tensor, bias: Tensor, side: int) -> Tensor:
-        from sr_nodes.triton_kernels import sum_rows
+        from sr_nodes._triton_kernels import sum_rows
 
         batch, columns, height, width = parts.shape
         rows, few = batch * height * width, bias.numel()
@@ -450,7 +450,7 @@ class _SumRows(torch.autograd.Function):
     @staticmethod
     @_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        from sr_nodes.triton_kernels import spread_rows
+        from sr_nodes._triton_kernels import spread_rows
 
         batch, few, height, width = grad.shape
         rows, grad = batch * height * width, grad.contiguous()
@@ -467,7 +467,7 @@ class _ConvReLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, conv: nn.Conv2d, pooled: bool) -> Tensor:
-        from sr_nodes.triton_kernels import pool
+        from sr_nodes._triton_kernels import pool
 
         geometry: Any = conv.stride, conv.padding, conv.dilation, conv.groups
         y = torch.cudnn_convolution_relu(x, weight, bias, *geometry)
@@ -485,7 +485,7 @@ class _ConvReLU(torch.autograd.Function):
     @staticmethod
     @_once
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        from sr_nodes.triton_kernels import unpool
+        from sr_nodes._triton_kernels import unpool
 
         x, weight, y = ctx.saved_tensors
         grad = grad.contiguous(memory_format=_LAST)
@@ -523,7 +523,7 @@ def _backward(grad: Tensor, x: Tensor, weight: Tensor, conv: nn.Conv2d, mask: tu
 
 def _normalised(y: Tensor, layer: Layer, residual: Tensor | None) -> tuple[Tensor, Tensor]:
     """A layer's result of its convolution's, and mean and one over the deviation, [2, C]."""
-    from sr_nodes.triton_kernels import finish_statistics, normalise, partial_statistics
+    from sr_nodes._triton_kernels import finish_statistics, normalise, partial_statistics
 
     bn, rows, channels = layer.bn, *_rows(y)
     if rows == 1:
@@ -548,7 +548,7 @@ def _normalised(y: Tensor, layer: Layer, residual: Tensor | None) -> tuple[Tenso
 def _normalised_backward(grads: list[Tensor], y: Tensor, kept: Tensor, layer: Layer) -> tuple[Tensor, Tensor, Tensor]:
     """The gradient of the result, of what was normalised, and [3, C]: of BatchNorm's bias and weight, and of a slope a
     channel."""
-    from sr_nodes.triton_kernels import finish_gradients, partial_gradients, through_statistics
+    from sr_nodes._triton_kernels import finish_gradients, partial_gradients, through_statistics
 
     grad, *others = grads
     also = sum(others[1:], others[0]) if others else None

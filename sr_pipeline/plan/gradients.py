@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-import networkx as nx
 from torch import nn
 from torch.optim import Optimizer
 
 from sr_pipeline.check import Value, Wiring
+from sr_pipeline.digraph import reached, turned
 from sr_pipeline.errors import Fault
 
 
@@ -69,30 +69,27 @@ class Gradients:
 def gradients(wiring: Wiring, nodes: set[str], root: dict[Value, Value]) -> Gradients:
     """Find the backward steps among ``nodes`` and their paths."""
     flow = _flow(wiring, nodes)
+    onward = turned(flow)
     steps, leading = {}, set()
     for id_ in (n for n, made in wiring.types.items() if n in nodes and made.backward):
         links = wiring.links[id_]
         loss, model = links.get(_name(wiring, id_)), links.get(model_input(wiring, id_) or "")
         if loss is None or model is None:
             continue
-        before_loss = nx.ancestors(flow, loss.node) | {loss.node} if loss.node in flow else set()
+        before_loss = reached(flow, [loss.node]) if loss.node in flow else set()
         leading |= before_loss
         sources = {n for n in before_loss if any(root[v] == root[model] for v in wiring.links[n].values())}
-        after = {n for layer in nx.bfs_layers(flow, sources) for n in layer}
-        steps[id_] = BackwardStep(id_, root[model], frozenset(after & before_loss))
+        steps[id_] = BackwardStep(id_, root[model], frozenset(reached(onward, sources) & before_loss))
     return Gradients(steps, frozenset(leading))
 
 
-def _flow(wiring: Wiring, nodes: set[str]) -> nx.DiGraph[str]:
-    """The links among ``nodes`` that a gradient can follow."""
-    flow: nx.DiGraph[str] = nx.DiGraph()
+def _flow(wiring: Wiring, nodes: set[str]) -> dict[str, set[str]]:
+    """The nodes among ``nodes`` that a gradient can pass, and those that it goes on to from each."""
     able = {n for n in nodes if wiring.types[n].options.differentiable}
-    flow.add_nodes_from(able)
-    for id_ in able:
-        for value in wiring.links[id_].values():
-            if value.node in able and wiring.value_types[value].differentiable:
-                flow.add_edge(value.node, id_)
-    return flow
+    return {
+        n: {v.node for v in wiring.links[n].values() if v.node in able and wiring.value_types[v].differentiable}
+        for n in able
+    }
 
 
 def _name(wiring: Wiring, id_: str) -> str:

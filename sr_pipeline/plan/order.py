@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from graphlib import CycleError
 from itertools import pairwise
+from typing import Any
 
-import networkx as nx
 from torch import nn
 
 from sr_pipeline.check import Value, Wiring
+from sr_pipeline.digraph import sorted_by_rank
 from sr_pipeline.errors import Fault
 from sr_pipeline.plan.gradients import Gradients
 from sr_pipeline.plan.phases import Phase, file_order
@@ -64,22 +67,31 @@ def phase_order(
     Among orders that the edges allow it is the one nearest to the file's.
     """
     mine = {n for n in nodes if phase[n] == which}
-    edges: nx.DiGraph[str] = nx.DiGraph()
-    rank = file_order(wiring)
-    in_file_order = sorted(mine, key=rank.__getitem__)
-    edges.add_nodes_from(in_file_order)
-    edges.add_edges_from((a, b) for b in in_file_order for a in wiring.dag.predecessors(b) if a in mine)
+    edges = _Edges({n: [p for p in before if p in mine] for n, before in wiring.predecessors.items() if n in mine})
     _add_mutations(edges, wiring, mine, found)
+    rank = file_order(wiring)
     try:
-        order = list(nx.lexicographical_topological_sort(edges, rank.__getitem__))
+        order = sorted_by_rank(edges.predecessors, rank)
         if _add_buffers(edges, wiring, mine, found, order):
-            order = list(nx.lexicographical_topological_sort(edges, rank.__getitem__))
-    except nx.NetworkXUnfeasible:
-        return [], [_refusal(edges, wiring)]
+            order = sorted_by_rank(edges.predecessors, rank)
+    except CycleError as error:
+        return [], [_refusal(edges, wiring, error.args[1])]
     return order, []
 
 
-def _add_mutations(edges: nx.DiGraph[str], wiring: Wiring, mine: set[str], found: Gradients) -> None:
+@dataclass(frozen=True)
+class _Edges:
+    """What comes before what, and for edges that are not of data alone, why."""
+
+    predecessors: dict[str, list[str]]
+    why: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+
+    def add(self, before: str, after: str, **why: Any) -> None:
+        self.predecessors[after].append(before)
+        self.why.setdefault((before, after), {}).update(why)
+
+
+def _add_mutations(edges: _Edges, wiring: Wiring, mine: set[str], found: Gradients) -> None:
     """For a value v changed by m, and another reader r of v: r before m; and where r lies on the way from the
     parameters of another backward step to its loss, that step before m too, because its backward pass reads v."""
     changes = mutators(wiring, mine)
@@ -89,13 +101,13 @@ def _add_mutations(edges: nx.DiGraph[str], wiring: Wiring, mine: set[str], found
         for r in read_by[value]:
             if r == m:
                 continue
-            edges.add_edge(r, m, reader=r, value=value, mutator=m)
+            edges.add(r, m, reader=r, value=value, mutator=m)
             for step in found.through.get(r, ()):
                 if step.node != m and step.node in mine:
-                    edges.add_edge(step.node, m, reader=r, value=value, mutator=m, backward=step.node)
+                    edges.add(step.node, m, reader=r, value=value, mutator=m, backward=step.node)
 
 
-def _add_buffers(edges: nx.DiGraph[str], wiring: Wiring, mine: set[str], found: Gradients, order: list[str]) -> bool:
+def _add_buffers(edges: _Edges, wiring: Wiring, mine: set[str], found: Gradients, order: list[str]) -> bool:
     """Training passes over one model change its buffers: one after another in the file's order, then the others.
 
     False where there are none.
@@ -110,10 +122,9 @@ def _add_buffers(edges: nx.DiGraph[str], wiring: Wiring, mine: set[str], found: 
         training = sorted(train.intersection(nodes), key=position.__getitem__)
         if not training:
             continue
-        edges.add_edges_from(pairwise(training), value=value, buffers=True)
-        for other in set(nodes).difference(training):
-            if not _changes(wiring, other, value):
-                edges.add_edge(training[-1], other, value=value, buffers=True)
+        others = [(training[-1], n) for n in nodes if n not in training and not _changes(wiring, n, value)]
+        for before, after in (*pairwise(training), *others):
+            edges.add(before, after, value=value, buffers=True)
     return True
 
 
@@ -126,16 +137,16 @@ def _changes(wiring: Wiring, id_: str, value: Value) -> bool:
     return bool(_mutated(wiring, id_, value))
 
 
-def _refusal(edges: nx.DiGraph[str], wiring: Wiring) -> Fault:
-    steps = [(a, b, edges.edges[a, b]) for a, b, *_ in nx.find_cycle(edges)]
+def _refusal(edges: _Edges, wiring: Wiring, cycle: list[str]) -> Fault:
+    steps = [(after, edges.why.get((before, after), {})) for before, after in pairwise(cycle)]
     for kind in ("backward", "mutator", "buffers"):
-        for _, b, why in steps:
+        for after, why in steps:
             if kind in why:
-                return _explain(wiring, kind, b, why)
+                return _explain(wiring, kind, after, why)
     raise AssertionError("a cycle of data alone was checked before")
 
 
-def _explain(wiring: Wiring, kind: str, later: str, why: dict[str, object]) -> Fault:
+def _explain(wiring: Wiring, kind: str, later: str, why: Mapping[str, Any]) -> Fault:
     value = why["value"]
     assert isinstance(value, Value)
     if kind == "buffers":

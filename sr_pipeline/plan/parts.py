@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-import networkx as nx
-
+from sr_pipeline.digraph import reached, turned
 from sr_pipeline.errors import CaptureError
 from sr_pipeline.plan.cadence import ALWAYS
 from sr_pipeline.plan.compile import Op, Plan
@@ -42,14 +41,15 @@ def parts(plan: Plan) -> Parts:
     ops = {op.node: op for op in plan.steps if op.type.kind != "stream"}
     if not plan.trains:
         raise CaptureError("--capture", "no node of a step trains anything", EAGER)
-    wires = plan.wiring.dag.subgraph(ops)
+    predecessors = {n: [p for p in plan.wiring.predecessors[n] if p in ops] for n in ops}
+    successors = turned(predecessors)
     trains = [n for n, op in ops.items() if op.grad or op.training or op.type.mutations]
     host = {n: why for n, op in ops.items() if (why := _on_the_host(op))}
-    before = _reached(wires.reverse(copy=False), host.keys() & _reached(wires.reverse(copy=False), trains))
-    after = _reached(wires, host.keys() - before)
+    before = reached(predecessors, host.keys() & reached(predecessors, trains))
+    after = reached(successors, host.keys() - before)
     for node in trains:
         if node in host or node in before:
-            at = node if node in host else next(n for n in host if n in nx.descendants(wires, node))
+            at = node if node in host else next(n for n in host if n in reached(successors, [node]))
             raise CaptureError(plan.wiring.where(at), f"it {host[at]}, amid what trains", EAGER)
     found = _in_order(plan, before, [n for n in ops if n not in before | after], after)
     _check_state(plan, found)
@@ -66,10 +66,6 @@ def _on_the_host(op: Op) -> str:
     if op.type.options.recordable is False:
         return "is declared as not recordable"
     return f"takes {', '.join(taken)}" if taken and not op.type.options.recordable else ""
-
-
-def _reached(wires: nx.DiGraph[str], starts: Iterable[str]) -> set[str]:
-    return {node for layer in nx.bfs_layers(wires, starts) for node in layer}
 
 
 def _in_order(plan: Plan, before: Iterable[str], recorded: Iterable[str], after: Iterable[str]) -> Parts:

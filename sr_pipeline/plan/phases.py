@@ -28,7 +28,7 @@ def phases(wiring: Wiring) -> dict[str, Phase]:
         GraphError: a node needs both a value of each step and one that exists only after the last.
     """
     if stream_of(wiring) is None:
-        return dict.fromkeys(wiring.dag, Phase.SETUP)
+        return dict.fromkeys(wiring.types, Phase.SETUP)
     found: dict[str, Phase] = {}
     faults: dict[str, Fault] = {}
     for id_ in wiring.order:
@@ -104,7 +104,7 @@ def needed_nodes(
         if id_ in needed:
             continue
         needed.add(id_)
-        waiting += wiring.dag.predecessors(id_)
+        waiting += wiring.predecessors[id_]
         if phase[id_] == Phase.STEP:
             waiting += [*stream, *_mutators_read(id_, wiring, root, mutators)]
     return targets, needed

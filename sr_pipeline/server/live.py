@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sr_pipeline.console import duration, rate
 from sr_pipeline.server.frames import Frame, message, preview_frame, text_frame
+from sr_pipeline.tracker import duration, rate
 
 MAX_IMAGES = 64
 """Pictures of one node that a job remembers: the newest."""

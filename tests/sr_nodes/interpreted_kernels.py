@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sr_nodes import fused, triton_kernels
+from sr_nodes import _triton_kernels, fused
 from sr_nodes.fused import Layer, chain
 
 SLOPES, LAST = [1, 24], torch.channels_last
@@ -174,8 +174,8 @@ def test_pooling_and_what_goes_back_through_it_and_a_relu(height: int, width: in
     found, back = torch.empty_like(grad), torch.zeros_like(x)
     rows, channels = fused._rows(found)
     grid = fused._up(rows, 32), 1
-    triton_kernels.pool[grid](x, found, rows, height, width, channels, 32, 64)
-    triton_kernels.unpool[grid](grad, x, back, rows, height, width, channels, 32, 64)
+    _triton_kernels.pool[grid](x, found, rows, height, width, channels, 32, 64)
+    _triton_kernels.unpool[grid](grad, x, back, rows, height, width, channels, 32, 64)
     assert torch.equal(found, wanted)
     assert before.grad is not None
     assert torch.equal(back, before.grad)

@@ -283,6 +283,7 @@ def test_a_cuda_device_cuts_where_it_has_room(room: bool, monkeypatch: pytest.Mo
     monkeypatch.setattr("sr_nodes.crops.free_bytes", lambda device: 4 * 3 * 20 * 20 - (not room))
     monkeypatch.setattr("sr_nodes.crops.CropsThere", There)
     monkeypatch.setattr("sr_nodes.crops.sent", travelled)
+    monkeypatch.setattr("sr_nodes.crops.made_ahead", lambda images, device: images)
     for workers, wanted in ((None, "there" if room else "here"), (0, "here"), (1, "here")):
         next(random_crops(held((20, 20)), size=16, batch=2, workers=workers, device=torch.device("cuda")))
         assert cut.pop() == wanted

@@ -65,6 +65,23 @@ assert not found, found
         assert re.search(rf"^ +{command} ", result.stdout, re.MULTILINE)
 
 
+def test_a_run_imports_only_what_it_needs(tmp_path: Path) -> None:
+    """Each of these takes a tenth of a second, and Triton is not everywhere."""
+    code = """
+import sys
+from sr_pipeline.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code
+found = {"triton", "networkx", "rich.live", "webdataset", "spandrel", "starlette", "matplotlib"} & set(sys.modules)
+assert not found, found
+"""
+    command = [sys.executable, "-c", code, "run", "upscale", "--only", "photo"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert (result.returncode, result.stderr) == (0, ""), result.stderr
+
+
 def test_a_good_graph_exits_with_0() -> None:
     count = len(find_graph("quickstart").nodes)
     result = shell("validate", "quickstart", GRAPHS / "upscale.json")

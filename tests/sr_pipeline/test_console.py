@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import toys
-from sr_pipeline.console import LiveConsole, PlainConsole, console_for, duration, rate, sparkline
+from sr_pipeline.console import PlainConsole, console_for
 from sr_pipeline.events import (
     Done,
     Event,
@@ -26,6 +26,8 @@ from sr_pipeline.events import (
     Scalar,
     Warned,
 )
+from sr_pipeline.livetable import LiveConsole
+from sr_pipeline.tracker import duration, rate, sparkline
 
 EVENTS: list[Event] = [
     RunStarted("train", "runs/x", 3, "cpu", 5),

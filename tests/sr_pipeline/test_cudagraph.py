@@ -1,16 +1,18 @@
-"""Which jobs of a recording wait for which, by stand-ins for CUDA's streams and events that keep what came before."""
+"""What waits for what on CUDA's streams: jobs of a recording and tensors made ahead, by stand-ins for streams and
+events that keep what came before."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 
 from sr_pipeline.cudagraph import CudaGraph
-from sr_pipeline.streams import is_recorded, ready_since
+from sr_pipeline.streams import is_recorded, made_ahead, ready_since
 
 
 class Stream:
@@ -24,6 +26,11 @@ class Stream:
 
     def wait_stream(self, other: Stream) -> None:
         self.before |= other.before
+
+    def record_event(self) -> Event:
+        event = Event()
+        event.record(self)
+        return event
 
 
 class Event:
@@ -140,3 +147,43 @@ def test_what_holds_while_it_is_recorded_and_not_after(recording: CudaGraph) -> 
     assert (is_recorded(), ready_since(fed), torch.is_autocast_cache_enabled()) == (False, None, cached)
     assert Cuda.current is main
     assert recording.graph is None
+
+
+@dataclass
+class Made:
+    """A stand-in for a tensor on a device."""
+
+    number: int
+    after: set[str]
+    used_by: Stream | None = None
+
+    def record_stream(self, stream: Stream) -> None:
+        self.used_by = stream
+
+
+def test_a_tensor_made_ahead_waits_for_nothing_and_is_waited_for(recording: CudaGraph) -> None:
+    main, made = Cuda.current, list[Made]()
+    main.before.add("copied")
+
+    def tensors() -> Iterator[Any]:
+        for number in range(3):
+            made.append(Made(number, set(Cuda.current.before)))
+            Cuda.current.before.add(f"made {number}")
+            yield made[-1]
+
+    for number, tensor in enumerate(made_ahead(tensors(), torch.device("cuda"))):
+        assert id(tensor) == id(made[number])
+        assert len(made) == min(number + 2, 3)
+        assert Cuda.current is main
+        assert made[number].used_by is main
+        expected = {f"{did} {n}" for n in range(number) for did in ("made", "used")}
+        assert main.before == {"copied", f"made {number}", *expected}
+        main.before.add(f"used {number}")
+    assert [one.after for one in made] == [{"copied", *(f"made {n}" for n in range(number))} for number in range(3)]
+
+
+def test_on_a_cpu_nothing_is_made_ahead() -> None:
+    asked = iter([torch.zeros(1), torch.ones(1)])
+    found = made_ahead(asked, torch.device("cpu"))
+    assert torch.equal(next(found), torch.zeros(1))
+    assert torch.equal(next(asked), torch.ones(1))

@@ -168,3 +168,16 @@ def test_a_pack_that_cannot_be_imported(code: str, words: str, tmp_path: Path) -
     with pytest.raises(UsageError, match=r"--pack .*mine\.py: it cannot be imported: " + words):
         load_packs([str(pack)])
     assert "mine" not in sys.modules
+
+
+def test_modules_with_an_underscore_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may need what is not installed, as kernels for a GPU do; a package's ``__main__`` is one too."""
+    inner = tmp_path / "some_pack" / "inner"
+    inner.mkdir(parents=True)
+    for folder in (inner.parent, inner):
+        (folder / "__init__.py").touch()
+        (folder / "_kernels.py").write_text("import nowhere_to_be_found\n")
+        (folder / "__main__.py").write_text("raise SystemExit(1)\n")
+        (folder / "nodes.py").write_text(PACK.format(name=f"twice_{folder.name}"))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert {"twice_some_pack", "twice_inner"} <= set(load_packs(["some_pack"]))
