@@ -1,10 +1,10 @@
 """All measurements of a machine: the GPU's tests, then each benchmark, into benchmarks/results/<name>.<machine>.json.
 
-    python benchmarks/everything.py [--device cuda] [--minutes 9] [--again]
+    python benchmarks/everything.py [--device cuda] [--minutes 9]
 
 It begins nothing after ``--minutes``, and each part is shorter than that. What has its result is passed over, so that
 a call after a call does all of it: exit code 75 says that something is left, 1 that something failed or missed its goal
-(the results say what), 0 that all is there. ``--again`` measures anew.
+(the results say what), 0 that all is there. Remove a result to have it measured anew.
 """
 
 from __future__ import annotations
@@ -54,7 +54,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--minutes", type=float, default=9)
-    parser.add_argument("--again", action="store_true", help="measure anew what has a result")
     options = parser.parse_args()
     device, began = torch.device(options.device), time.monotonic()
     RESULTS.mkdir(exist_ok=True)
@@ -63,7 +62,7 @@ def main() -> int:
         del paths["gpu-tests"]
     failed = False
     for name, path in paths.items():
-        if path.is_file() and not options.again:
+        if path.is_file():
             continue
         left = 60 * options.minutes - (time.monotonic() - began)
         if left < 0:

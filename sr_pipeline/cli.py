@@ -234,6 +234,7 @@ def nodes(
     """List the nodes, or show one."""
     from sr_pipeline import catalogue
     from sr_pipeline.errors import UsageError, nearest
+    from sr_pipeline.jsontext import strict_json
     from sr_pipeline.registry import load_packs
 
     registry = load_packs(pack or ())
@@ -243,7 +244,7 @@ def nodes(
     if markdown:
         typer.echo(catalogue.markdown(registry), nl=False)
     elif as_json:
-        typer.echo(json.dumps({n: catalogue.describe_node(t) for n, t in chosen.items()}, indent=2))
+        typer.echo(strict_json({n: catalogue.describe_node(t) for n, t in chosen.items()}))
     elif name:
         typer.echo(_node_text(catalogue.describe_node(registry[name])))
     else:
@@ -256,9 +257,10 @@ def nodes(
 def schema(pack: PackOption = None) -> None:
     """Print the JSON Schema of graph files, for editors."""
     from sr_pipeline.catalogue import json_schema
+    from sr_pipeline.jsontext import strict_json
     from sr_pipeline.registry import load_packs
 
-    typer.echo(json.dumps(json_schema(load_packs(pack or ())), indent=2))
+    typer.echo(strict_json(json_schema(load_packs(pack or ()))))
 
 
 @app.command()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import socket
 import webbrowser
 from collections.abc import Callable, Sequence
 from ipaddress import ip_address
@@ -12,6 +14,7 @@ from urllib.parse import urlencode
 
 import uvicorn
 
+from sr_pipeline.errors import UsageError
 from sr_pipeline.registry import load_packs
 from sr_pipeline.server.app import create_app
 from sr_pipeline.server.bundles import BundlingSocket
@@ -50,13 +53,19 @@ def serve(
         browser: open the editor.
         query: of the address that is opened, ``template=train_srgan`` for one.
         say: where the address is told.
+
+    Raises:
+        UsageError: it cannot listen there.
     """
+    where = listening(host, port)
     loopback = is_loopback(host)
     token = token or (None if loopback else secrets.token_urlsafe(24))
     access = Access(loopback, frozenset(hosts), token)
     registry, packs = load_packs(packs), [absolute(pack) for pack in packs]
     allowed = [path.resolve() for path in allowed]
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    if not Path(folder).is_dir():
+        Path(folder).mkdir(parents=True)
+        say(f"{folder} is a new folder")
     os.chdir(folder)  # which the worker process takes over
     app = create_app(registry, Path.cwd(), access, packs, device, allowed)
     server = _Server(config_of(app, host, port))
@@ -70,7 +79,23 @@ def serve(
             webbrowser.open(url)
 
     server.started_at = started
-    server.run()
+    server.run([where])
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket that listens there.
+
+    Raises:
+        UsageError: there is no such address, or it is not free.
+    """
+    try:
+        family, *_, address = min(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))  # IPv4 before IPv6
+        return socket.create_server(address[:2], family=family)
+    except OSError as error:
+        taken = error.errno == errno.EADDRINUSE
+        fix = "stop what listens there, or give another port: 0 is a free one"
+        mend = fix if taken else "give an address of this machine, 127.0.0.1 for one, and a port from 1024 on"
+        raise UsageError(f"--host {host} --port {port}", f"it cannot listen there: {error.strerror}", mend) from None
 
 
 def absolute(pack: str) -> str:

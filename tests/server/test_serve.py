@@ -24,10 +24,12 @@ def started(monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[dict[str, A
         found["allowed"] = given[5]
         return "app"
 
-    def run(server: Any) -> None:
+    def run(server: Any, sockets: list[Any]) -> None:
+        assert sockets == [found["listens"]]
         found["config"] = server.config
         server.started_at(4321)
 
+    monkeypatch.setattr(serve, "listening", lambda *address: found.setdefault("listens", address))
     monkeypatch.setattr(serve, "create_app", create_app)
     monkeypatch.setattr(serve, "load_packs", lambda packs: packs)
     monkeypatch.setattr(serve._Server, "run", run)
@@ -39,7 +41,7 @@ def started(monkeypatch: pytest.MonkeyPatch, *options: str) -> tuple[dict[str, A
 
 def test_it_listens_on_loopback_without_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     found, access, said = started(monkeypatch)
-    assert (found["config"].host, found["config"].port) == ("127.0.0.1", 8188)
+    assert found["listens"] == ("127.0.0.1", 8188)
     assert (access.loopback, access.token) == (True, None)
     assert said == "sr_pipeline is at http://127.0.0.1:4321/ (Ctrl-C stops it)\n"
     assert "opened" not in found
@@ -62,7 +64,25 @@ def test_graphs_may_read_the_folders_that_are_named_from_where_it_was_started(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     options = ("--folder", "work", "--allow-folder", "photos", "--allow-folder", "/data")
-    assert started(monkeypatch, *options)[0]["allowed"] == [tmp_path / "photos", Path("/data")]
+    found, _, said = started(monkeypatch, *options)
+    assert found["allowed"] == [tmp_path / "photos", Path("/data")]
+    assert said.startswith("work is a new folder\n")
+    monkeypatch.chdir(tmp_path)
+    assert "new folder" not in started(monkeypatch, *options)[2]
+
+
+def test_an_address_that_is_none_or_not_free_is_told() -> None:
+    with serve.listening("localhost", 0) as taken:
+        port = taken.getsockname()[1]
+        for host, why in (
+            (
+                "127.0.0.1",
+                rf"{port}: it cannot listen there: .*in use.*; stop what listens there, or give another port",
+            ),
+            ("nowhere.invalid", rf"{port}: it cannot listen there: .+; give an address of this machine, 127.0.0.1 for"),
+        ):
+            with pytest.raises(UsageError, match=f"^--host {host} --port {why}"):
+                serve.listening(host, port)
 
 
 def test_it_does_not_trust_headers_of_a_proxy_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
