@@ -6,9 +6,12 @@ import hashlib
 import inspect
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sr_pipeline.check import texts
+from sr_pipeline.paths import resolve
 from sr_pipeline.plan import Op, Plan
 
 
@@ -51,7 +54,10 @@ def _code(function: Any) -> str:
 
 def _files(literals: dict[str, Any]) -> list[Any]:
     """The time and size of each file that a literal names, so that a changed file is read again."""
-    texts = [v for v in literals.values() if isinstance(v, (str, Path))]
-    paths = [Path(v) for v in texts if os.path.exists(v)]  # noqa: PTH110 (Path's own raises where a text is too long)
-    named = [p for path in paths for p in (sorted(path.rglob("*")) if path.is_dir() else [path])]
-    return [(str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in named]
+    found: list[Path] = []
+    for text in texts(literals):
+        with suppress(ValueError):  # it leads out of its pack, which the node tells
+            path = resolve(text)
+            if os.path.exists(path):  # noqa: PTH110 (Path's own raises where a text is too long)
+                found += sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [(str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in found]

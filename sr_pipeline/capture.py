@@ -41,6 +41,8 @@ def capturing(executor: Executor) -> Iterator[None]:
         yield
     finally:
         executor.instead = None
+        if recorded:
+            recorded.end()
         for module in compiled:  # a cache may give it to another run
             module._compiled_call_impl = None
 

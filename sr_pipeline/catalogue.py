@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,13 +56,16 @@ def markdown(registry: Registry) -> str:
 
 
 def _markdown_node(made: NodeType) -> list[str]:
-    body = made.doc.split("\nArgs:\n")[0].strip()
+    body = re.split(r"^(?:Args|Raises):$", made.doc, maxsplit=1, flags=re.MULTILINE)[0].strip()
+    raised = re.search(r"^Raises:\n((?: .*\n?)+)", made.doc, re.MULTILINE)
     outputs = ", ".join(f"{o.name}: {o.type}" for o in made.outputs) or "nothing"
     lines = [f"### {made.name}", "", f"`{made.where}`, a {made.kind}, gives {outputs}.", "", body, ""]
     if made.inputs:
         lines += ["| input | type | default | meaning |", "|---|---|---|---|"]
         lines += [_markdown_input(i) for i in made.inputs.values()]
         lines.append("")
+    if raised:
+        lines += [f"Raises {' '.join(raised[1].split())}", ""]
     return lines
 
 

@@ -145,7 +145,7 @@ class _Checker:
     def _check_paths(self, id_: str, input_: Input, value: Any) -> None:
         """A graph from elsewhere reads only what it may, and every graph writes where its nodes say."""
         folders = self.graph.folders
-        for text in _texts(value):
+        for text in texts(value):
             if input_.type.path == "name" and (found := no_name(text)):
                 self.fault(id_, input_.name, f"{show(text)} {found}", "give a path in the run's folder")
             elif input_.type.path == "read" and folders is not None and (found := out_of_reach(text, folders)):
@@ -226,13 +226,13 @@ def _shown(output: int | str) -> str:
     return quoted(output) if isinstance(output, str) else str(output)[:100]
 
 
-def _texts(value: Any) -> Iterator[str]:
+def texts(value: Any) -> Iterator[str]:
     """The strings that a literal is or holds."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, (list, tuple, Mapping)):
         for inner in value.values() if isinstance(value, Mapping) else value:
-            yield from _texts(inner)
+            yield from texts(inner)
 
 
 def _suggest(checker: _Checker, input_: Input) -> str:

@@ -60,7 +60,7 @@ class Saved:
     unchanged: dict[str, str]
     """The digests of the models that no step changes."""
     best: dict[str, Any] | None
-    """The best step by a metric, as ``retention.Best`` keeps it."""
+    """The best step by a metric, as ``saver.Best`` keeps it."""
 
 
 def snapshot(

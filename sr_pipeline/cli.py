@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from contextlib import nullcontext
+from math import lcm
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -417,7 +418,7 @@ def _plan_text(compiled: Plan) -> str:
 def _notes(op: dict[str, Any]) -> str:
     notes = []
     if op["every"]:
-        cadences = sorted({max(g) if g and 0 not in g else 0 for g in op["every"]})
+        cadences = sorted({0 if 0 in g else lcm(*g) for g in op["every"]})
         if cadences != [1]:
             notes.append(" or ".join(f"every {n}" if n else "after the last" for n in cadences))
     if op["grad"]:

@@ -208,6 +208,12 @@ class Executor:
                 found[op.node] = values if op.type.returns_tuple else values[0]
         return found
 
+    def release(self) -> None:
+        """Let go of all values: whoever knows the executor keeps no model in memory."""
+        self.values = [None] * len(self.values)
+        self.reducers, self.around, self.instead = {}, {}, None
+        self.begun.clear()
+
     def bind(self, op: Op) -> Bound:
         shared = op.type.kind == "stream" or op.node not in self._drawn_apart
         seed = SeedSource(self.context.seed, op.node if shared else f"{op.node}@{self.context.world.rank}")

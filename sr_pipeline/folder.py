@@ -6,10 +6,11 @@ import json
 import platform
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -22,6 +23,9 @@ from sr_pipeline.launch import launch_id
 
 PACKAGES = ("sr-pipeline", "torchvision", "numpy", "pillow", "safetensors")
 """Beside torch, whose own word names its build too: what a run's bits come from."""
+
+_TIME = r"-\d{8}-\d{6}(-\d+)?"
+"""After a graph's name, in that of a run's folder."""
 
 
 @dataclass(frozen=True)
@@ -81,18 +85,19 @@ class Record:
     settings: Settings
     folders: tuple[str, ...] | None
     """Those that the graph may read, where it is from elsewhere."""
-    launch: str | None
-    """The job of torchrun that began it."""
-    started_in: str
     python: str
     machine: str
     versions: dict[str, str]
+    started_in: str | None = None
+    """Not told by early records, nor is the next."""
+    launch: str | None = None
+    """The job of torchrun that began it."""
 
 
 def record_of(settings: Settings, graph: Graph) -> Record:
     folders = None if graph.folders is None else tuple(map(str, graph.folders))
     system = platform.python_version(), f"{platform.system()} {platform.machine()}"
-    return Record(settings, folders, launch_id(), str(Path.cwd()), *system, _versions())
+    return Record(settings, folders, *system, _versions(), str(Path.cwd()), launch_id())
 
 
 def recorded_graph(folder: RunFolder) -> Graph:
@@ -112,13 +117,13 @@ def differences(record: Record) -> list[str]:
     then = {"python": record.python, **record.versions}
     found = [
         f"{n} was {then.get(n, 'absent')} and is {now.get(n, 'absent')}"
-        for n in then | now
+        for n in ("python", "torch", *PACKAGES)
         if then.get(n) != now.get(n)
     ]
     machine = f"{platform.system()} {platform.machine()}"
     found += [f"the machine was {record.machine} and is {machine}"] if record.machine != machine else []
     started = f"it was started in {record.started_in}, which its relative paths are of"
-    return [*found, *([started] if Path(record.started_in) != Path.cwd() else [])]
+    return [*found, *([started] if record.started_in not in (None, str(Path.cwd())) else [])]
 
 
 def _versions() -> dict[str, str]:
@@ -139,17 +144,26 @@ def new_folder(path: Path | None, graph: Graph) -> RunFolder:
     Raises:
         UsageError: it holds a run already, or cannot be made.
     """
-    if path is None:
-        stem = f"{_stem(graph)}-{datetime.now():%Y%m%d-%H%M%S}"
-        names = (stem if n == 1 else f"{stem}-{n}" for n in range(1, 1000))
-        path = next(p for p in (Path("runs") / name for name in names) if not p.exists())
-    folder = RunFolder(path)
-    _refuse_used(folder)
+    if path is not None:
+        _refuse_used(RunFolder(path))
     try:
+        if path is None:
+            path = _made(Path("runs") / f"{_stem(graph)}-{datetime.now():%Y%m%d-%H%M%S}")
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--run-dir {path}", f"cannot be made: {error.strerror}", "give another folder") from None
-    return folder
+        where = f"--run-dir {path or 'runs'}"
+        raise UsageError(where, f"cannot be made: {error.strerror}", "give another folder") from None
+    return RunFolder(path)
+
+
+def _made(path: Path) -> Path:
+    """A folder that this call made: runs that begin in one second have names with numbers."""
+    for n in count(1):
+        numbered = path if n == 1 else path.with_name(f"{path.name}-{n}")
+        with suppress(FileExistsError):
+            numbered.mkdir(parents=True)
+            return numbered
+    raise AssertionError
 
 
 def _stem(graph: Graph) -> str:
@@ -157,7 +171,7 @@ def _stem(graph: Graph) -> str:
     path = Path(graph.source)
     if path.name != "graph.json" or not RunFolder(path.parent).record.is_file():
         return path.stem
-    return re.sub(r"-\d{8}-\d{6}(-\d+)?$", "", path.parent.name) or path.stem
+    return re.sub(f"{_TIME}$", "", path.parent.name) or path.stem
 
 
 def _refuse_used(folder: RunFolder) -> None:
@@ -198,7 +212,8 @@ def find_folder(path: Path | None, graph: Graph) -> RunFolder:
         UsageError: there is none.
     """
     stem = Path(graph.source).stem
-    known = sorted(Path("runs").glob(f"{stem}-[0-9]*"), key=lambda p: p.stat().st_mtime) if path is None else [path]
+    of_graph = (p for p in Path("runs").glob("*") if re.fullmatch(re.escape(stem) + _TIME, p.name))
+    known = sorted(of_graph, key=lambda p: p.stat().st_mtime) if path is None else [path]
     for candidate in reversed(known):
         if RunFolder(candidate).record.is_file():
             return RunFolder(candidate)

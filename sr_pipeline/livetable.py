@@ -35,7 +35,7 @@ class LiveConsole:
             parts.append(bar)
         if self.tracker.scalars:
             table = Table("scalar", "now", "mean", "course", box=None, padding=(0, 2, 0, 0))
-            for name, values in self.tracker.scalars.items():
+            for name, values in list(self.tracker.scalars.items()):  # others come while it is drawn
                 mean = sum(values) / len(values)
                 table.add_row(name, f"{values[-1]:.5g}", f"{mean:.5g}", sparkline(list(values)))
             parts.append(table)

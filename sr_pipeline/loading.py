@@ -35,9 +35,14 @@ def load(name: str, registry: Registry, changes: Iterable[str] = (), folders: Se
     return _with(graph, registry, changes, folders)
 
 
+_OF_THE_MACHINE = {"device", "threads", "capture"}
+"""Settings that a run which goes on has anew: it may go on elsewhere, and in another number of processes."""
+
+
 @dataclass(frozen=True)
 class Order:
-    """What to run, where, and with which arguments of ``run``; ``warnings`` say what is not as it was."""
+    """What to run, where, and with which arguments of ``run`` if no flag says otherwise; ``warnings`` say what is not
+    as it was."""
 
     graph: Graph
     run_dir: Path | None
@@ -54,16 +59,18 @@ def to_run(
         GraphError, UsageError: as ``load``; or there is no such run, or its record is damaged.
     """
     run = RunFolder(Path(name))
-    repeats = run.record.is_file()
-    if not resume and not repeats:
+    is_run = run.record.is_file()
+    if not resume and not is_run:
         return Order(load(name, registry, changes, folders), run_dir)
-    if not repeats:
+    if not is_run:
         run = find_folder(run_dir, find_graph(name, lambda _, source: Graph({}, source)))  # its name alone is asked
-    graph = _with(recorded_graph(run), registry, changes, folders)
+    elif resume and run_dir is not None:
+        run = find_folder(run_dir, Graph({}, name))
+    graph, record = _with(recorded_graph(run), registry, changes, folders), read_record(run)
+    settings = asdict(record.settings)
     if resume:
-        return Order(graph, run.path)
-    record = read_record(run)
-    return Order(graph, run_dir, asdict(record.settings), tuple(f"{name}: {text}" for text in differences(record)))
+        return Order(graph, run.path, {name: value for name, value in settings.items() if name not in _OF_THE_MACHINE})
+    return Order(graph, run_dir, settings, tuple(f"{name}: {text}" for text in differences(record)))
 
 
 def _with(graph: Graph, registry: Registry, changes: Iterable[str], folders: Sequence[Path]) -> Graph:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.hooks import RemovableHandle
 
 from sr_pipeline.branches import BranchOrder
 from sr_pipeline.errors import CaptureError, NodeRunError, PipelineError
@@ -72,6 +73,7 @@ class RecordedStep:
         self.before, self.recorded, self.after = ([executor.bind(op) for op in part] for part in three)
         self.ready, self.possible, self.told = False, True, False
         self.optimizers: list[Optimizer] = []
+        self.hooks: list[RemovableHandle] = []
         self.buffers: dict[int, Tensor] = {}
         """By slot: where the recorded part finds what it is fed."""
         self.forget()
@@ -85,6 +87,13 @@ class RecordedStep:
         """By slot: what the recorded part made, where each replay leaves it."""
         self.options: list[tuple[dict[str, Any], str, int]] = []
         """Options of optimizers that are buffers while the recorded part runs: their group, name and slot."""
+
+    def end(self) -> None:
+        """Keep nothing: an optimizer would keep what hears of it, and with it the recording's memory."""
+        for hook in self.hooks:
+            hook.remove()
+        self.forget()
+        self.hooks, self.optimizers, self.buffers, self.ready = [], [], {}, False
 
     def __call__(self, step: int, last: bool) -> None:
         values = self.executor.values
@@ -115,8 +124,7 @@ class RecordedStep:
     def _prepare(self, given: dict[int, Any]) -> None:
         self.ready = True
         self.optimizers = [value for value in self.executor.state().values() if isinstance(value, Optimizer)]
-        for optimizer in self.optimizers:
-            optimizer.register_load_state_dict_post_hook(self.forget)
+        self.hooks = [optimizer.register_load_state_dict_post_hook(self.forget) for optimizer in self.optimizers]
         device = self.executor.context.device
         number = torch.float32 if device.type == "cuda" else torch.float64  # CUDA's fused optimizers read no other
         other = next((slot for slot, v in given.items() if not isinstance(v, Tensor) and type(v) is not float), None)

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sr_pipeline.errors import NodeDeclarationError, UsageError
+from sr_pipeline.errors import NodeDeclarationError, PipelineError, UsageError
 from sr_pipeline.node import NodeType, class_type, node_type, where
 from sr_pipeline.paths import PACKS, announced
 
@@ -63,11 +63,17 @@ def load_packs(extra: Iterable[str] = ()) -> Registry:
     """The nodes of all installed packs, and of ``extra``: module names or paths of .py files.
 
     Raises:
-        UsageError: an extra pack cannot be found.
+        UsageError: a pack cannot be found, or not be imported.
         NodeDeclarationError: the name of a node is taken.
     """
-    installed = [importlib.import_module(point.value) for point in announced(PACKS)]
-    return Registry(f for module in [*installed, *map(_import_pack, extra)] for f in nodes_of(module))
+    found = list[Callable[..., Any]]()
+    for point in announced(PACKS):
+        with _told(f"pack {point.name}"):
+            found += nodes_of(importlib.import_module(point.value))
+    for name in extra:
+        with _told(f"--pack {name}"):
+            found += nodes_of(_import_pack(name))
+    return Registry(found)
 
 
 def nodes_of(module: ModuleType) -> list[Callable[..., Any]]:
@@ -92,8 +98,15 @@ def _modules(module: ModuleType) -> Iterator[ModuleType]:
 
 def _is_module(name: str) -> bool:
     parts = name.split(".")
-    parents = (".".join(parts[:n]) for n in range(1, len(parts) + 1))
-    return all(part.isidentifier() for part in parts) and all(map(importlib.util.find_spec, parents))
+    parents = [".".join(parts[:n]) for n in range(1, len(parts) + 1)]
+    try:
+        return all(part.isidentifier() for part in parts) and all(map(importlib.util.find_spec, parents))
+    except ModuleNotFoundError as error:
+        if error.name not in parents:  # what one of them needs is missing
+            raise
+        return False
+    except ValueError:  # __main__
+        return False
 
 
 def _import_pack(name: str) -> ModuleType:
@@ -101,8 +114,7 @@ def _import_pack(name: str) -> ModuleType:
     if path.suffix != ".py":
         if not _is_module(name):
             raise UsageError(f"--pack {name}", "no such module", "give an importable name or the path of a .py file")
-        with _told(name):
-            return importlib.import_module(name)
+        return importlib.import_module(name)
     if not path.is_file():
         raise UsageError(f"--pack {name}", "no such file", "give an importable name or the path of a .py file")
     taken = sys.modules.get(path.stem)
@@ -114,19 +126,20 @@ def _import_pack(name: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # worker processes and pickles find its classes by this name
     try:
-        with _told(name):
-            spec.loader.exec_module(module)
-    except UsageError:
+        spec.loader.exec_module(module)
+    except Exception:
         del sys.modules[path.stem]
         raise
     return module
 
 
 @contextmanager
-def _told(name: str) -> Iterator[None]:
+def _told(pack: str) -> Iterator[None]:
     """Whatever a pack's own code raises while it is imported, as an error that says where."""
     try:
         yield
+    except PipelineError:
+        raise
     except Exception as error:
         if isinstance(error, SyntaxError):
             file, line = error.filename, error.lineno
@@ -134,4 +147,4 @@ def _told(name: str) -> Iterator[None]:
             frame = traceback.extract_tb(error.__traceback__)[-1]
             file, line = frame.filename, frame.lineno
         what = f"it cannot be imported: {type(error).__name__}: {error} ({file}, line {line})"
-        raise UsageError(f"--pack {name}", what, "mend it there") from error
+        raise UsageError(pack, what, "mend it there") from error

@@ -140,6 +140,7 @@ def run(
                 stack.enter_context(closing(file))
             channel.sinks = [*files, *([watched] if watched is not None else []), *sinks]
         executor = Executor(plan, Context(folder.path, seed, where, channel, mode, world), cache)
+        stack.callback(executor.release)
         stack.enter_context(capturing(executor))
         runner = Runner(
             executor, folder, channel, checkpoint_every, watched, allow_changed, stop, steps, settings, policy

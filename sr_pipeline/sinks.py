@@ -7,6 +7,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,12 +34,13 @@ class FileSink:
         """Open the file, rewritten without what is cut short, and without what is told of steps after the last."""
         kept = [
             (text, told)
-            for text, told in self.entries(_whole_lines(self.path).removeprefix(self.header))
+            for text, told in self.entries(_whole_lines(self.path))
             if told is None or last is None or told.step <= last
         ]
         with written_beside(self.path) as beside, beside.open("w", encoding="utf-8", newline="") as file:
             file.writelines([self.header, *(text for text, _ in kept)])
-        self.known = {(told.step, told.name) for _, told in kept if isinstance(told, Scalar)}
+        told_again = {0, last}  # by setup, and by the end of a run that had ended
+        self.known = {(t.step, t.name) for _, t in kept if isinstance(t, Scalar) and t.step in told_again}
         self.file = LineFile(self.path)
 
     def __call__(self, event: Event) -> None:
@@ -113,16 +115,22 @@ class MetricsCsv(FileSink):
         return row.getvalue()
 
     def entries(self, text: str) -> Iterator[tuple[str, Scalar]]:
-        for step, name, value in csv.reader(io.StringIO(text, newline="")):
-            told = Scalar(int(step), name, float(value))
+        for step, name, value in _rows(text):
+            told = Scalar(step, name, value)
             yield self.text_of(told), told
 
 
 def read_metrics(path: Path) -> list[tuple[int, str, float]]:
     """The rows of a metrics.csv; none where there is no file. A row cut short by a kill has no line end: left out."""
-    rows = csv.reader(io.StringIO(_whole_lines(path), newline=""))
-    next(rows, None)
-    return [(int(step), name, float(value)) for step, name, value in rows]
+    return list(_rows(_whole_lines(path)))
+
+
+def _rows(text: str) -> Iterator[tuple[int, str, float]]:
+    """The rows that are ours, whoever wrote them: a spreadsheet ends lines otherwise, and adds some of its own."""
+    for row in csv.reader(io.StringIO(text, newline="")):
+        with suppress(ValueError):
+            step, name, value = row
+            yield int(step), name, float(value)
 
 
 def _whole_lines(path: Path) -> str:

@@ -50,7 +50,7 @@ def ready_since(tensor: Tensor) -> torch.cuda.Event | None:
 def made_ahead(tensors: Iterator[Tensor], device: torch.device) -> Iterator[Tensor]:
     """The same tensors, on CUDA each made beside what the device does with the one before, on a stream of its own.
 
-    One more is kept on the device.
+    One more is kept on the device. An error is raised in its turn.
     """
     if device.type != "cuda":
         yield from tensors
@@ -58,16 +58,22 @@ def made_ahead(tensors: Iterator[Tensor], device: torch.device) -> Iterator[Tens
     beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     beside.wait_stream(torch.cuda.current_stream(device))
 
-    def one() -> tuple[Tensor | None, torch.cuda.Event]:
+    def one() -> tuple[Tensor | Exception | None, torch.cuda.Event]:
         with torch.cuda.stream(beside):
-            made = next(tensors, None)
+            made: Tensor | Exception | None
+            try:
+                made = next(tensors, None)
+            except Exception as error:  # noqa: BLE001  whatever it is
+                made = error
             return made, beside.record_event()
 
-    tensor, there = one()
-    while tensor is not None:
+    made, there = one()
+    while made is not None:
+        if isinstance(made, Exception):
+            raise made
         following = one()
         current = torch.cuda.current_stream(device)
         current.wait_event(there)
-        tensor.record_stream(current)  # so that its memory is not used again while what reads it is on its way
-        yield tensor
-        tensor, there = following
+        made.record_stream(current)  # so that its memory is not used again while what reads it is on its way
+        yield made
+        made, there = following

@@ -14,6 +14,7 @@ from sr_nodes.assets import graphs
 from sr_pipeline.catalogue import markdown
 from sr_pipeline.check import with_settings
 from sr_pipeline.errors import GraphError
+from sr_pipeline.folder import RunFolder, differences, read_record
 from sr_pipeline.graph import Graph
 from sr_pipeline.plan import compile_plan
 from sr_pipeline.registry import Registry, load_packs
@@ -93,6 +94,13 @@ def test_samples_are_credited_and_split() -> None:
     for credits in (samples / "CREDITS.md", ROOT / "NOTICE"):
         text = credits.read_text(encoding="utf-8")
         assert [name for name in train | test if name not in text] == []
+
+
+def test_the_run_that_made_the_default_weights_can_be_repeated() -> None:
+    """By its record, though it is of an earlier version."""
+    record = read_record(RunFolder(ROOT / "docs" / "runs" / "srgan_x4"))
+    assert (record.settings.precision, record.settings.checkpoint_every) == ("bf16", 200)
+    assert not any("networkx" in text or "None" in text for text in differences(record))
 
 
 def test_recorded_training_gains_a_decibel() -> None:

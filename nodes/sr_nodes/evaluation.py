@@ -102,9 +102,9 @@ def evaluation_sheet(
 
     Args:
         label: the picture.
-        lr: what was enlarged, batch of one.
-        sr: the enlargement.
-        hr: the true picture.
+        lr: what was enlarged, [1, 3, h, w] in [0, 1].
+        sr: the enlargement, [1, 3, H, W].
+        hr: the true picture, of the same shape.
     """
     scale = hr.shape[2] // lr.shape[2]
     path = sheet_path(*label)

@@ -56,8 +56,8 @@ def further_figures(measures: Measures, sr: Image, hr: Image, border: Annotated[
 
     Args:
         measures: what further_metrics gives.
-        sr: the picture to measure.
-        hr: the true picture, of the same shape.
+        sr: the picture to measure, [B, 3, H, W] in [0, 1].
+        hr: the true picture, of the same shape and range.
         border: pixels left out at each edge.
     """
     return {name: measure(sr=sr, hr=hr, border=border) for name, measure in measures.items()}

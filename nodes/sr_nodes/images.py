@@ -42,9 +42,9 @@ def preview(
     It is NAME/SSSSSSSS.png in the run's folder, where SSSSSSSS is the number of steps done, this one included.
 
     Args:
-        lr: what the generator was given.
-        sr: what it made of it.
-        hr: what it should have made.
+        lr: what the generator was given, [B, 3, h, w] in [0, 1].
+        sr: what it made of it, [B, 3, H, W], where H and W are the same multiple of h and w.
+        hr: what it should have made, of SR's shape.
         name: the folder in the run's folder; two previews in one graph need two names.
         every: write at each n-th step and after the last; 0 is after the last only.
         max_images: rows at most.
@@ -87,7 +87,7 @@ def save_image(
     one are numbered: image-0001.png, image-0002.png and so on. A PNG carries the run's graph, as in ``save_picture``.
 
     Args:
-        image: what to write.
+        image: what to write, [B, 3, H, W].
         filename: a path in the run's folder, ending in .png, .jpg, .jpeg or .webp.
 
     Raises:
@@ -146,10 +146,10 @@ def comparison(
     Under baseline and SR stands the PSNR of the whole picture (Y, 8 bits, border cut by the scale).
 
     Args:
-        lr: one image.
-        baseline: the enlargement to compare with, as bicubic_upscale makes it.
-        sr: the generator's.
-        hr: the true picture.
+        lr: one image, [1, 3, h, w] in [0, 1].
+        baseline: the enlargement to compare with, as bicubic_upscale makes it, [1, 3, H, W].
+        sr: the generator's, of the same shape.
+        hr: the true picture, of the same shape.
         filename: a path in the run's folder, ending in .png, .jpg, .jpeg or .webp.
 
     Raises:

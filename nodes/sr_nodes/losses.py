@@ -132,7 +132,7 @@ def adversarial_loss(logits: Logits, kind: Adversary = "vanilla", weight: Weight
     hinge: -logits (Lim and Ye, Geometric GAN, 2017); 0 at 0.
 
     Args:
-        logits: the discriminator's verdict on the generator's images.
+        logits: the discriminator's verdict on the generator's images, [B, 1] or [B, 1, h, w].
         kind: the same as in discriminator_loss.
         weight: factor of the loss; the paper's is 1e-3.
     """
@@ -153,8 +153,8 @@ def discriminator_loss(real: Logits, fake: Logits, kind: Adversary = "vanilla", 
     hinge: max(0, 1 - real) and max(0, 1 + fake) (Lim and Ye, Geometric GAN, 2017); 2 at 0.
 
     Args:
-        real: logits of photographs.
-        fake: logits of the generator's images.
+        real: logits of photographs, [B, 1] or [B, 1, h, w].
+        fake: logits of the generator's images, of the same shape.
         kind: the same as in adversarial_loss.
         weight: factor of the loss.
     """
@@ -174,8 +174,8 @@ def relativistic_loss(real: Logits, fake: Logits, kind: Adversary = "vanilla", w
     1807.00734), section 4. Its gradient reaches the generator through ``fake``.
 
     Args:
-        real: the discriminator's logits for photographs.
-        fake: its logits for the generator's images.
+        real: the discriminator's logits for photographs, [B, 1] or [B, 1, h, w].
+        fake: its logits for the generator's images, of the same shape.
         kind: the same as in relativistic_discriminator_loss.
         weight: factor of the loss; ESRGAN's is 5e-3.
     """
@@ -198,8 +198,8 @@ def relativistic_discriminator_loss(
     all logits changes nothing.
 
     Args:
-        real: logits of photographs.
-        fake: logits of the generator's images.
+        real: logits of photographs, [B, 1] or [B, 1, h, w].
+        fake: logits of the generator's images, of the same shape.
         kind: the same as in relativistic_loss.
         weight: factor of the loss.
     """

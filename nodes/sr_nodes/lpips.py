@@ -77,8 +77,8 @@ def lpips(net: LpipsNet, sr: Image, hr: Image, border: Annotated[int, Field(ge=0
 
     Args:
         net: what lpips_net gives.
-        sr: the picture to measure, in [0, 1]; it is clamped.
-        hr: the true picture, of the same shape.
+        sr: the pictures to measure, [B, 3, H, W] in [0, 1]; they are clamped.
+        hr: the true pictures, of the same shape and range.
         border: pixels left out at each edge.
 
     Raises:

@@ -43,8 +43,8 @@ def psnr(
     measures 28.43 dB on "y" over Set5 and 26.09 dB over Set14.
 
     Args:
-        sr: the picture to measure.
-        hr: the true picture, of the same shape.
+        sr: the pictures to measure, [B, 3, H, W] in [0, 1].
+        hr: the true pictures, of the same shape and range.
         channel: y is studio-range luma, rgb the three colours.
         border: pixels left out at each edge; the papers leave out as many as the scale.
         eight_bit: clamp and round both pictures to 8 bits first, as files would be.

@@ -35,8 +35,8 @@ def ssim(sr: Image, hr: Image, channel: Channel = "y", border: Border = 4, eight
     codes have it), 0.8211 there.
 
     Args:
-        sr: the picture to measure.
-        hr: the true picture, of the same shape.
+        sr: the pictures to measure, [B, 3, H, W] in [0, 1].
+        hr: the true pictures, of the same shape and range.
         channel: y is BT.601 studio-range luma, rgb the three colours.
         border: pixels left out at each edge.
         eight_bit: clamp and round both pictures to 8 bits first, as files would be.
@@ -59,8 +59,8 @@ def ms_ssim(sr: Image, hr: Image, channel: Channel = "y", border: Border = 4, ei
     negative mean counts as 0, because a power of it would be none.
 
     Args:
-        sr: the picture to measure.
-        hr: the true picture, of the same shape.
+        sr: the pictures to measure, [B, 3, H, W] in [0, 1].
+        hr: the true pictures, of the same shape and range.
         channel: y is BT.601 studio-range luma, rgb the three colours.
         border: pixels left out at each edge.
         eight_bit: clamp and round both pictures to 8 bits first, as files would be.

@@ -85,6 +85,8 @@ def _loaded(place: str, device: torch.device) -> Generator:
 def upscaler(model: InputPath = BEST, scale: Factor = 4, device: Device = CPU) -> Generator:
     """A generator by name, as it was trained: what ``evaluate --model`` takes.
 
+    It makes [B, 3, H, W] of [B, 3, h, w], where H and W are ``scale`` times h and w.
+
     Args:
         model: the name of shipped weights, a file that load_generator or load_upscaler reads, bicubic or nearest.
         scale: of an interpolation; a file knows its own.

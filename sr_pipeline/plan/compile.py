@@ -201,3 +201,10 @@ class _Compiler:
                 if self.wiring.types[id_].is_output and self.root[value] in state:
                     what = f"reads {value.node!r} before the first step, though the steps change it"
                     yield Fault(self.wiring.where(id_, name), what, "wire it to the changed value, if that is meant")
+        writers: dict[str, str] = {}
+        for id_ in (n for order in self.order.values() for n in order):
+            for input_ in self.wiring.types[id_].inputs.values():
+                name = self.wiring.setting(id_, input_)
+                if input_.type.path == "name" and isinstance(name, str) and writers.setdefault(name, id_) != id_:
+                    what = f"{writers[name]!r} writes {name!r} too, so that one replaces what the other wrote"
+                    yield Fault(self.wiring.where(id_, input_.name), what, "give each a name of its own")

@@ -49,7 +49,8 @@ def parts(plan: Plan) -> Parts:
     after = reached(successors, host.keys() - before)
     for node in trains:
         if node in host or node in before:
-            at = node if node in host else next(n for n in host if n in reached(successors, [node]))
+            onward = reached(successors, [node])
+            at = node if node in host else next(n for n in host if n in before & onward)
             raise CaptureError(plan.wiring.where(at), f"it {host[at]}, amid what trains", EAGER)
     found = _in_order(plan, before, [n for n in ops if n not in before | after], after)
     _check_state(plan, found)

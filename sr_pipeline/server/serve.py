@@ -63,9 +63,8 @@ def serve(
     access = Access(loopback, frozenset(hosts), token)
     registry, packs = load_packs(packs), [absolute(pack) for pack in packs]
     allowed = [path.resolve() for path in allowed]
-    if not Path(folder).is_dir():
-        Path(folder).mkdir(parents=True)
-        say(f"{folder} is a new folder")
+    new = not Path(folder).exists()
+    Path(folder).mkdir(parents=True, exist_ok=True)
     os.chdir(folder)  # which the worker process takes over
     app = create_app(registry, Path.cwd(), access, packs, device, allowed)
     server = _Server(config_of(app, host, port))
@@ -75,6 +74,8 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         url = f"http://{shown}:{bound}/" + (f"?{asked}" if asked else "")
         say(f"sr_pipeline is at {url} (Ctrl-C stops it)")
+        if new:
+            say(f"{Path.cwd()} is a new folder")
         if browser:
             webbrowser.open(url)
 

@@ -66,7 +66,7 @@ def test_graphs_may_read_the_folders_that_are_named_from_where_it_was_started(
     options = ("--folder", "work", "--allow-folder", "photos", "--allow-folder", "/data")
     found, _, said = started(monkeypatch, *options)
     assert found["allowed"] == [tmp_path / "photos", Path("/data")]
-    assert said.startswith("work is a new folder\n")
+    assert said.endswith(f"{tmp_path / 'work'} is a new folder\n")
     monkeypatch.chdir(tmp_path)
     assert "new folder" not in started(monkeypatch, *options)[2]
 

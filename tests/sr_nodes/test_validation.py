@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from sr_nodes.degradation import bicubic, bicubic_upscale
 from sr_nodes.metrics import psnr
 from sr_nodes.pairs import Pair, Pairs
+from sr_nodes.similarity import ssim
 from sr_nodes.types import Generator
 from sr_nodes.validation import validate
 from sr_pipeline.sockets import Reporter
@@ -59,6 +60,7 @@ def test_validate_is_the_mean_over_the_pairs_in_eval_mode() -> None:
         {
             "psnr_y": sum(psnr(sr, p.hr, "y", 2) for sr, p in zip(srs, pairs, strict=True)) / 3,
             "psnr_rgb": sum(psnr(sr, p.hr, "rgb", 2) for sr, p in zip(srs, pairs, strict=True)) / 3,
+            "ssim_y": sum(ssim(sr, p.hr, "y", 2) for sr, p in zip(srs, pairs, strict=True)) / 3,
         },
         abs=0.01,
     )

@@ -93,6 +93,17 @@ def test_a_changed_file_misses(tmp_path: Path) -> None:
     assert made(text, cache, runs) == ["vgg"]
 
 
+def test_a_changed_file_at_home_misses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a").write_text("1")
+    text, cache = "vgg = network(weights='~/a')\nshow = show(vgg)", SetupCache()
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    assert [made(text, cache, runs), made(text, cache, runs)] == [["vgg"], []]
+    os.utime(tmp_path / "a", ns=(1, 1))
+    assert made(text, cache, runs) == ["vgg"]
+
+
 @pytest.mark.parametrize("text", ["x" * 5000, "a\0b", ""])
 def test_a_text_that_can_be_no_path_is_a_text(tmp_path: Path, text: str) -> None:
     cache = SetupCache()

@@ -342,6 +342,9 @@ REFUSED = {
     "y: it takes report, amid what trains": ("y = passed(net, x)", "y = forward(net, x)"),
     "z: it takes rng, amid what trains": ("loss = size(y)", "z = noisy(y)\n    loss = size(z)"),
     "z: it takes rng, amid": ("loss = size(y)", "h = rounded(y)\n    z = noisy(h)\n    loss = distance(y, z)"),
+    "z: it takes rng, amid what": (
+        "loss = size(y)", "shown = write(y, every=2)\n    z = noisy(y)\n    loss = size(z)",
+    ),
     "z: it is declared as not recordable, amid": ("loss = size(y)", "z = unrecordable(y)\n    loss = size(z)"),
     "step: it does not run at each step, amid": ("(loss, net, opt)", "(loss, net, opt, every=2)"),
     "--capture: no node of a step trains anything": ("step = optimizer_step(loss, net, opt)", "w = write(y)"),

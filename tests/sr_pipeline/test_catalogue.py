@@ -163,3 +163,5 @@ def test_the_reference_names_every_input_of_the_pack(pack: Registry) -> None:
         rows = [line for line in sections[name].splitlines() if line.startswith("| ")][1:]
         assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == list(made.inputs)
         assert all(row.count("|") == 5 for row in rows), f"a bar inside a cell of {name}"
+        assert ("\nRaises " in sections[name]) == ("Raises:" in made.doc or "\nRaises " in made.doc)
+        assert "Raises:" not in sections[name]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from sr_pipeline import __version__
-from sr_pipeline.cli import app
+from sr_pipeline.cli import _notes, app
 from sr_pipeline.errors import GraphError, PipelineError, UsageError
 from sr_pipeline.graph import Graph
 from sr_pipeline.shipped import find_graph
@@ -80,6 +80,12 @@ assert not found, found
     command = [sys.executable, "-c", code, "run", "upscale", "--only", "photo"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert (result.returncode, result.stderr) == (0, ""), result.stderr
+
+
+def test_gates_that_must_all_fire_are_told_as_one() -> None:
+    told = {"grad": False, "training": False, "crosses": [], "retain_graph": False}
+    assert _notes({**told, "every": [[2, 3]]}) == "  [every 6]"
+    assert _notes({**told, "every": [[0, 5], [4]]}) == "  [after the last or every 4]"
 
 
 def test_a_good_graph_exits_with_0() -> None:

@@ -182,6 +182,17 @@ def test_a_tensor_made_ahead_waits_for_nothing_and_is_waited_for(recording: Cuda
     assert [one.after for one in made] == [{"copied", *(f"made {n}" for n in range(number))} for number in range(3)]
 
 
+def test_an_error_ahead_is_raised_in_its_turn(recording: CudaGraph) -> None:
+    def tensors() -> Iterator[Any]:
+        yield Made(0, set())
+        raise OSError("torn")
+
+    found = made_ahead(tensors(), torch.device("cuda"))
+    next(found)
+    with pytest.raises(OSError, match="torn"):
+        next(found)
+
+
 def test_on_a_cpu_nothing_is_made_ahead() -> None:
     asked = iter([torch.zeros(1), torch.ones(1)])
     found = made_ahead(asked, torch.device("cpu"))

@@ -231,6 +231,15 @@ def test_a_row_cut_short_is_left_out(tmp_path: Path) -> None:
         assert read_metrics(path) == rows[:whole]
 
 
+def test_rows_that_a_spreadsheet_saved_are_read(tmp_path: Path) -> None:
+    path = metrics(tmp_path / "metrics.csv")
+    rows, text = read_metrics(path), path.read_bytes()
+    path.write_bytes(text.replace(b"\r\n", b"\n") + b"mean,,0.5\n\n")
+    assert read_metrics(path) == rows
+    MetricsCsv(path).close()
+    assert path.read_bytes() == text
+
+
 def test_no_file_has_no_metrics(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "metrics.csv") == []
 

@@ -52,13 +52,16 @@ def test_unnamed_folders_are_new_each_time(tmp_path: Path, monkeypatch: pytest.M
 def test_the_newest_run_of_the_graph_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     graph = toys.graph(toys.REGRESSION)
-    for age, name in enumerate(["graph-2", "graph-1", "other-3", "graph-9"]):
-        if name != "graph-9":  # one that never saved
+    time = "20260101-120000"
+    empty = f"graph-{time}-9"  # one that never saved
+    names = [f"graph-{time}-2", f"graph-{time}", f"other-{time}", f"graph-2-{time}", f"graph-{time}-old", empty]
+    for age, name in enumerate(names):
+        if name != empty:
             toys.run_of(toys.REGRESSION, Path("runs") / name, steps=1)
         else:
             (Path("runs") / name).mkdir()
         os.utime(Path("runs") / name, (age, age))
-    assert find_folder(None, graph).path == Path("runs/graph-1")
+    assert find_folder(None, graph).path == Path("runs") / f"graph-{time}"
     with pytest.raises(UsageError, match=re.escape("--resume: runs/none-*: there is no run to resume")):
         find_folder(None, Graph(source="none.json"))
 

@@ -17,7 +17,7 @@ from sr_pipeline.node import node
 from sr_pipeline.plan import Op, compile_plan, describe, mermaid
 from sr_pipeline.plan.cadence import fires
 from sr_pipeline.registry import Registry
-from sr_pipeline.sockets import Mutates
+from sr_pipeline.sockets import Model, Mutates, OutputName, RunDir
 
 
 def names(ops: tuple[Op, ...]) -> list[str]:
@@ -523,6 +523,19 @@ def test_an_output_of_setup_that_reads_what_steps_change_is_warned_of() -> None:
     fix = "wire it to the changed value, if that is meant"
     assert list(map(str, plan.warnings)) == [f"graph: early.model: {what}; {fix}"]
     assert toys.plan_of(toys.REGRESSION + "    late = show(step)").warnings == ()
+
+
+def test_two_nodes_that_write_one_file_are_warned_of() -> None:
+    @node(output=True)
+    def saved(model: Model, filename: OutputName = "a.pt", run_dir: RunDir = toys.HERE) -> None:
+        """Saves."""
+
+    types = toys.REGISTRY.with_nodes([saved])
+    text = "net = network()\none = saved(net)\nother = saved(net{})"
+    (warning,) = compile_plan(toys.graph(text.format(""), types), types).warnings
+    what = "'one' writes 'a.pt' too, so that one replaces what the other wrote"
+    assert str(warning) == f"graph: other.filename: {what}; give each a name of its own"
+    assert compile_plan(toys.graph(text.format(", filename='b.pt'"), types), types).warnings == ()
 
 
 def test_a_plan_describes_itself() -> None:

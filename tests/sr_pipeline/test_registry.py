@@ -170,6 +170,23 @@ def test_a_pack_that_cannot_be_imported(code: str, words: str, tmp_path: Path) -
     assert "mine" not in sys.modules
 
 
+def test_a_package_with_a_module_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder, name, text in (
+        ("torn_pack", "__init__", ""),
+        ("torn_pack", "nodes", "1 / 0"),
+        ("needy_pack", "__init__", "import nowhere"),
+    ):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    for pack, why in (
+        ("torn_pack", r"ZeroDivisionError: .*nodes\.py, line 1"),
+        ("needy_pack.more", r"ModuleNotFoundError: No module named 'nowhere' .*__init__\.py, line 1"),
+    ):
+        with pytest.raises(UsageError, match=rf"^--pack {pack}: it cannot be imported: {why}"):
+            load_packs([pack])
+
+
 def test_modules_with_an_underscore_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They may need what is not installed, as kernels for a GPU do; a package's ``__main__`` is one too."""
     inner = tmp_path / "some_pack" / "inner"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import shutil
+import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,13 +20,14 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
 import toys
-from sr_pipeline.errors import CheckpointError, GraphError, UsageError
+from sr_pipeline.errors import CheckpointError, GraphError, NodeRunError, UsageError
 from sr_pipeline.events import Done, Progress, Resumed, Saved, Warned
 from sr_pipeline.graph import Graph
+from sr_pipeline.node import node
 from sr_pipeline.run import run
 from sr_pipeline.runner import with_last
 from sr_pipeline.sinks import read_metrics
-from sr_pipeline.sockets import SeedSource
+from sr_pipeline.sockets import Model, SeedSource
 
 # against a loop written by hand
 
@@ -447,3 +451,29 @@ def test_files_of_a_run_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").mkdir()
     with pytest.raises(UsageError, match=r"cannot be written: Is a directory: .*events.jsonl; give another folder"):
         toys.run_of(toys.REGRESSION, tmp_path)
+
+
+# memory
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["ends", "fails"])
+def test_what_a_run_made_is_let_go_without_a_search_for_garbage(fails: bool, tmp_path: Path) -> None:
+    """Python searches so seldom beside torch's many objects that the next run would meet a full device."""
+    made = list[weakref.ref[nn.Module]]()
+
+    @node
+    def remembered() -> Model:
+        net = toys.undisturbed(SeedSource().rng(0))
+        made.append(weakref.ref(net))
+        return net
+
+    types = toys.REGISTRY.with_nodes([remembered])
+    text = toys.REGRESSION.replace("network()", "remembered()") + ("    f = fail(x, at=2)" if fails else "")
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises(NodeRunError) if fails else nullcontext():
+            run(toys.graph(text, types), registry=types, device="cpu", run_dir=tmp_path)
+        assert [one() for one in made] == [None]
+    finally:
+        gc.enable()
