@@ -427,6 +427,8 @@ def _notes(op: dict[str, Any]) -> str:
         notes.append("training mode")
     if op["crosses"]:
         notes.append(f"only crossed: {', '.join(op['crosses'])}")
+    if op["detached"]:
+        notes.append(f"no gradient to: {', '.join(op['detached'])}")
     if op["retain_graph"]:
         notes.append("retains the autograd graph")
     return f"  [{'; '.join(notes)}]" if notes else ""

@@ -242,6 +242,9 @@ class Executor:
 
     def _call(self, bound: Bound, step: int) -> Any:
         arguments = bound.arguments(self.values, step)
+        for name in bound.op.detached:
+            if isinstance(arguments[name], Tensor):
+                arguments[name] = arguments[name].detach()
         if torch.is_grad_enabled() != bound.op.grad:
             torch.set_grad_enabled(bound.op.grad)
         try:

@@ -3,15 +3,19 @@ made ahead of their use."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 
 import torch
 from torch import Tensor
 
 _NAME = "_ready_since"
 _RECORDED = ContextVar("recorded", default=False)
+_LEAD = 4
+"""Tensors made ahead whose use is on its way."""
 
 
 @contextmanager
@@ -50,12 +54,12 @@ def ready_since(tensor: Tensor) -> torch.cuda.Event | None:
 def made_ahead(tensors: Iterator[Tensor], device: torch.device) -> Iterator[Tensor]:
     """The same tensors, on CUDA each made beside what the device does with the one before, on a stream of its own.
 
-    One more is kept on the device. An error is raised in its turn.
+    One more is kept on the device, and at most ``_LEAD`` that it has yet to use. An error is raised in its turn.
     """
     if device.type != "cuda":
         yield from tensors
         return
-    beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    beside, used = _beside(device), deque[torch.cuda.Event]()
     beside.wait_stream(torch.cuda.current_stream(device))
 
     def one() -> tuple[Tensor | Exception | None, torch.cuda.Event]:
@@ -76,4 +80,12 @@ def made_ahead(tensors: Iterator[Tensor], device: torch.device) -> Iterator[Tens
         current.wait_event(there)
         made.record_stream(current)  # so that its memory is not used again while what reads it is on its way
         yield made
+        used.append(torch.cuda.current_stream(device).record_event())
+        if len(used) > _LEAD:  # else the host would go on ahead, and each batch would take new memory
+            used.popleft().synchronize()
         made, there = following
+
+
+@cache
+def _beside(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]

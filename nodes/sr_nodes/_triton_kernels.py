@@ -1,7 +1,7 @@
 """Kernels of ``fused``, in Triton. Pictures are rows of channels: [B, H, W, C] in memory, B * H * W rows. No nodes.
 
 Sums over rows are made in two stages, always in the same order: each group of ``span`` rows has a partial sum, and
-whoever needs the whole adds the groups up. All arithmetic is float32, whatever the tensors hold.
+a second kernel adds the groups up. All arithmetic is float32, whatever the tensors hold.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from sr_nodes.batchnorm import synchronised
-from sr_nodes.fused import Layer, chain, conv_of_few, serves
+from sr_nodes.fused import chain, conv_of_few, serves
+from sr_nodes.fused_layers import Layer
 from sr_nodes.modules import CPU, mode, seeded
 from sr_nodes.types import Discriminator, Image, Logits
 from sr_pipeline.node import node

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sr_nodes.batchnorm import synchronised
-from sr_nodes.fused import Layer, chain, conv_of_few, conv_shuffle, conv_to_few, serves
+from sr_nodes.fused import chain, conv_of_few, conv_shuffle, conv_to_few, serves
+from sr_nodes.fused_layers import Layer
 from sr_nodes.modules import CPU, seeded
 from sr_nodes.types import Generator
 from sr_pipeline.node import node

@@ -36,6 +36,8 @@ class Op:
     retain_graph: bool = False
     frozen: tuple[str, ...] = ()
     """Model inputs that a backward pass only crosses: called without gradients for their parameters."""
+    detached: tuple[str, ...] = ()
+    """Tensor inputs that no backward pass goes on to: called without their autograd graph."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,7 @@ class _Compiler:
                 training=is_training(self.wiring, n, self.gradients),
                 retain_graph=n in retained,
                 frozen=self.gradients.crossed_only(n, self.wiring, self.root),
+                detached=self.gradients.detached(n, self.wiring),
             )
             for n in order
         )

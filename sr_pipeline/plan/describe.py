@@ -31,6 +31,7 @@ def _op(op: Op) -> dict[str, Any]:
         "grad": op.grad,
         "training": op.training,
         "crosses": list(op.frozen),
+        "detached": list(op.detached),
         "retain_graph": op.retain_graph,
     }
 

@@ -55,6 +55,13 @@ class Gradients:
             if root[value] in self.changed and root[value] not in wanted and wiring.value_types[value].is_a(nn.Module)
         )
 
+    def detached(self, id_: str, wiring: Wiring) -> tuple[str, ...]:
+        """The inputs of a node that carry an autograd graph into which no backward pass through the node goes on."""
+        if id_ not in self.through:
+            return ()
+        onward = frozenset[str]().union(*(step.path for step in self.through[id_]))
+        return tuple(n for n, v in wiring.links[id_].items() if v.node in self.through and v.node not in onward)
+
     def retained(self, order: Iterable[str]) -> set[str]:
         """The backward steps that another one, later in ``order``, follows over a node of the same forward pass."""
         later: set[str] = set()

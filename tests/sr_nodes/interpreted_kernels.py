@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sr_nodes import _triton_kernels, fused
-from sr_nodes.fused import Layer, chain
+from sr_nodes import _triton_kernels, fused, fused_layers
+from sr_nodes.fused import chain
+from sr_nodes.fused_layers import Layer
 
 SLOPES, LAST = [1, 24], torch.channels_last
 
@@ -91,7 +92,9 @@ def test_a_chain_is_its_layers(slopes: int, bias: bool) -> None:
 
 def fused_chain(net: Net, x: Tensor) -> Tensor:
     layers = net.layers()
-    found: Tensor = fused._Chain.apply(x, layers, *(t for layer in layers for t in fused._tensors(layer)))
+    found: Tensor = fused_layers.Chain.apply(
+        x, layers, *(t for layer in layers for t in fused_layers.learned_by(layer))
+    )
     return found
 
 
@@ -124,7 +127,7 @@ def test_shuffle_is_pixel_shuffle_and_prelu(slopes: int) -> None:
         noise(2, 96, 5, 7).to(memory_format=LAST), noise(96), act.weight.detach()
     )
     wanted = F.prelu(F.pixel_shuffle(x + bias.view(-1, 1, 1), 2), slope)
-    found: Tensor = fused._Shuffle.apply(y, shift, below)
+    found: Tensor = fused_layers.Shuffle.apply(y, shift, below)
     assert_close(found, wanted)
     assert_same_gradients(wanted, found, (x, y), (bias, shift), (slope, below))
 
@@ -135,7 +138,7 @@ def test_summed_rows_are_the_convolution(side: int) -> None:
     (x, weight, bias), (y, other, shift) = twice(*given)
     wanted = F.conv2d(x, weight, bias, padding=side // 2)
     rows = F.pad(other.permute(2, 0, 1, 3).reshape(3 * side, -1, 1, side), (0, 0, 0, 0, 0, 0, 0, 32 - 3 * side))
-    found: Tensor = fused._SumRows.apply(
+    found: Tensor = fused_layers.SumRows.apply(
         F.conv2d(y, rows, None, 1, (0, side // 2)).contiguous(memory_format=LAST), shift, side
     )
     assert_close(found, wanted)
@@ -150,8 +153,8 @@ def test_a_convolution_of_few_channels(side: int, relu: bool) -> None:
     (x, weight, bias), (y, other, shift) = twice(*(tensor.bfloat16().float() for tensor in drawn))
     wanted = F.conv2d(x, weight, bias, padding=side // 2)
     wanted = wanted.relu() if relu else wanted
-    given = (shift.detach().bfloat16(), fused._matrix(other.detach(), None)) if relu else (shift, None)
-    found: Tensor = fused._ConvOfFew.apply(y, other, *given)
+    given = (shift.detach().bfloat16(), fused_layers.matrix(other.detach(), None)) if relu else (shift, None)
+    found: Tensor = fused_layers.ConvOfFew.apply(y, other, *given)
     assert_close(found, wanted, 0.01)
     grad = noise(2, 20, 12, 10, seed=3).bfloat16()
     wanted.backward(grad.float())  # type: ignore[no-untyped-call]
@@ -172,8 +175,8 @@ def test_pooling_and_what_goes_back_through_it_and_a_relu(height: int, width: in
     grad = noise(*wanted.shape).contiguous(memory_format=LAST)
     wanted.backward(grad)  # type: ignore[no-untyped-call]
     found, back = torch.empty_like(grad), torch.zeros_like(x)
-    rows, channels = fused._rows(found)
-    grid = fused._up(rows, 32), 1
+    rows, channels = fused_layers._rows(found)
+    grid = fused_layers._up(rows, 32), 1
     _triton_kernels.pool[grid](x, found, rows, height, width, channels, 32, 64)
     _triton_kernels.unpool[grid](grad, x, back, rows, height, width, channels, 32, 64)
     assert torch.equal(found, wanted)

@@ -83,7 +83,7 @@ assert not found, found
 
 
 def test_gates_that_must_all_fire_are_told_as_one() -> None:
-    told = {"grad": False, "training": False, "crosses": [], "retain_graph": False}
+    told = {"grad": False, "training": False, "crosses": [], "detached": [], "retain_graph": False}
     assert _notes({**told, "every": [[2, 3]]}) == "  [every 6]"
     assert _notes({**told, "every": [[0, 5], [4]]}) == "  [after the last or every 4]"
 

@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 
+from sr_pipeline import streams
 from sr_pipeline.cudagraph import CudaGraph
 from sr_pipeline.streams import is_recorded, made_ahead, ready_since
 
@@ -34,6 +35,11 @@ class Stream:
 
 
 class Event:
+    waited = 0
+
+    def synchronize(self) -> None:
+        Event.waited += 1
+
     def record(self, stream: Stream | None = None) -> None:
         self.before = set((stream or Cuda.current).before)
 
@@ -70,7 +76,8 @@ class Cuda:
 
 @pytest.fixture
 def recording(monkeypatch: pytest.MonkeyPatch) -> CudaGraph:
-    Cuda.current = Stream()
+    Cuda.current, Event.waited = Stream(), 0
+    monkeypatch.setattr(streams, "_beside", lambda device: Stream())
     for name, stand_in in {
         "Stream": Stream, "Event": Event, "CUDAGraph": object, "graph": Cuda.graph, "device": Cuda.device,
         "stream": Cuda.stream, "set_stream": Cuda.set_stream, "current_stream": lambda device: Cuda.current,
@@ -180,6 +187,12 @@ def test_a_tensor_made_ahead_waits_for_nothing_and_is_waited_for(recording: Cuda
         assert main.before == {"copied", f"made {number}", *expected}
         main.before.add(f"used {number}")
     assert [one.after for one in made] == [{"copied", *(f"made {n}" for n in range(number))} for number in range(3)]
+
+
+def test_the_host_does_not_go_far_ahead(recording: CudaGraph) -> None:
+    """Of twenty tensors all but the last four must have been used."""
+    taken = sum(1 for _ in made_ahead((cast(Any, Made(n, set())) for n in range(20)), torch.device("cuda")))
+    assert (taken, Event.waited) == (20, 16)
 
 
 def test_an_error_ahead_is_raised_in_its_turn(recording: CudaGraph) -> None:

@@ -548,8 +548,10 @@ def test_a_plan_describes_itself() -> None:
         "grad": True,
         "training": True,
         "crosses": ["model"],
+        "detached": [],
         "retain_graph": False,
     }
+    assert {name: o["detached"] for name, o in steps.items() if o["detached"]} == {"fake": ["x"]}  # D1's is not for G
     assert steps["w"]["every"] == [[5]]
     assert {"node": "D1", "input": "optimizer", "value": "optD"} in described["mutations"]
     assert described["state"] == ["G", "D", "optG", "optD"]
