@@ -17,6 +17,7 @@ from sr_nodes.discriminators import discriminator
 from sr_nodes.features import vgg19
 from sr_nodes.srresnet import srresnet
 from sr_pipeline.check import with_settings
+from sr_pipeline.cudagraph import CudaGraph
 from sr_pipeline.graph import Graph
 from sr_pipeline.registry import Registry
 from sr_pipeline.run import run
@@ -72,18 +73,47 @@ def test_crops_made_ahead_are_the_hosts(workers: int | None) -> None:
 @pytest.mark.parametrize("net", ["srresnet", "discriminator", "vgg"])
 def test_recorded_layers_are_as_near_to_float32_as_autocast_is(net: str) -> None:
     """Results and gradients, to images and of weights; running statistics."""
-    rng = torch.Generator().manual_seed(0)
-    made = {"srresnet": srresnet(rng=rng), "discriminator": discriminator(rng=rng), "vgg": vgg19()}[net].cuda()
-    made.to(memory_format=torch.channels_last)
-    picture = torch.rand(16, 3, *(24, 24) if net == "srresnet" else (96, 96), generator=rng).cuda()
+    made, (picture,) = _network(net, 1)
     found = [_passed(copy.deepcopy(made), picture, *how) for how in ((False, False), (True, False), (True, True))]
     wanted, plain, fused = (torch.cat([t.double().flatten() / t.double().norm() for t in of]) for of in found)
     assert not torch.equal(plain, fused)
     assert (fused - wanted).norm() < 1.25 * (plain - wanted).norm()
 
 
+@pytest.mark.parametrize("net", ["srresnet", "discriminator", "vgg"])
+def test_replayed_layers_give_what_they_give_at_once(net: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Branches for the gradients of weights, and memory that is used again, change nothing."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    made, pictures = _network(net, 3)
+    wanted = [_passed(copy.deepcopy(made), picture, mixed=True, fused=True) for picture in pictures]
+    place, graph, found = pictures[0].clone(), CudaGraph(torch.device("cuda")), list[torch.Tensor]()
+
+    def work() -> None:
+        found[:] = _passed(made, place, mixed=True, fused=True)
+
+    for _ in range(3):
+        graph.warm_up(work)
+    graph.record(work, [place])
+    statistics = sum("running" in name for name, _ in made.named_buffers())  # which move with each pass
+    for picture, expected in zip(pictures, wanted, strict=True):
+        place.copy_(picture)
+        graph.replay()
+        for one, other in list(zip(found, expected, strict=True))[: len(found) - statistics]:
+            assert (one.double() - other.double()).norm() <= 1e-4 * other.double().norm()
+
+
+def _network(net: str, pictures: int) -> tuple[torch.nn.Module, list[torch.Tensor]]:
+    rng = torch.Generator().manual_seed(0)
+    made = {"srresnet": srresnet(rng=rng), "discriminator": discriminator(rng=rng), "vgg": vgg19()}[net].cuda()
+    made.to(memory_format=torch.channels_last)
+    side = 24 if net == "srresnet" else 96
+    return made, [torch.rand(16, 3, side, side, generator=rng).cuda() for _ in range(pictures)]
+
+
 def _passed(net: torch.nn.Module, picture: torch.Tensor, mixed: bool, fused: bool) -> list[torch.Tensor]:
     picture = picture.clone().requires_grad_()
+    net.zero_grad()
     with torch.autocast("cuda", torch.bfloat16, enabled=mixed), recorded() if fused else nullcontext():
         out = net.train()(picture).float()
     ((out - out.detach().mean() - 0.1) ** 2).mean().backward()
