@@ -206,7 +206,7 @@ class Channel:
         """Means over the processes, in the first one; which tells the warnings of the others that it has not told."""
         warnings, self.warnings = self.warnings, []
         found: dict[tuple[int, str], list[float]] = {}
-        for rank, (theirs, warned) in enumerate(self.world.all((numbers, warnings))):
+        for rank, (theirs, warned) in enumerate(self.world.gather((numbers, warnings))):
             for key, number in theirs:
                 found.setdefault(key, []).append(number)
             for warning in warned:

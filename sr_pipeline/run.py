@@ -111,7 +111,7 @@ def run(
         captured, refused = chosen_capture(capture, plan, where, world.alone)
         mode = replace(mode, capture=captured)
         plan = replace(plan, warnings=(*plan.warnings, *slower(mode, where), *refused))
-        folder, seed, resume = world.of_first(lambda: _opened(stack, path, graph, resume, seed))
+        folder, seed, resume = world.broadcast(lambda: _opened(stack, path, graph, resume, seed))
         if cache is not None:
             cache.device, cache.seed = str(where), seed
         stack.enter_context(torch.no_grad())

@@ -134,7 +134,7 @@ class Runner:
         The first process reads it: the others have its state from it.
         """
         self.tell_saved(self.saver.wait())
-        step, self.saved = self.world.of_first(self.load)
+        step, self.saved = self.world.broadcast(self.load)
         if step is not None and not self.world.alone:
             self.share()
         return step
@@ -143,7 +143,7 @@ class Runner:
         """Give all processes the first one's state."""
         state = self.executor.state()
         states = {name: value.state_dict() for name, value in state.items()} if self.world.leads else {}
-        found = self.world.of_first(lambda: tree_map_only(Tensor, Tensor.cpu, states))
+        found = self.world.broadcast(lambda: tree_map_only(Tensor, Tensor.cpu, states))
         for name in found if not self.world.leads else ():
             state[name].load_state_dict(found[name])
 

@@ -51,7 +51,7 @@ def ready_since(tensor: Tensor) -> torch.cuda.Event | None:
     return found
 
 
-def made_ahead(tensors: Iterator[Tensor], device: torch.device) -> Iterator[Tensor]:
+def prefetched(tensors: Iterator[Tensor], device: torch.device) -> Iterator[Tensor]:
     """The same tensors, on CUDA each made beside what the device does with the one before, on a stream of its own.
 
     One more is kept on the device, and at most ``_LEAD`` that it has yet to use. An error is raised in its turn.

@@ -70,7 +70,7 @@ class World:
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return [bool(flag) for flag in found.tolist()]
 
-    def of_first(self, make: Callable[[], T]) -> T:
+    def broadcast(self, make: Callable[[], T]) -> T:
         """What ``make`` returns in the first process; a PipelineError there is raised in all."""
         if self.alone:
             return make()
@@ -87,7 +87,7 @@ class World:
             raise found[1]
         return cast(T, found[0])
 
-    def all(self, value: T) -> list[T]:
+    def gather(self, value: T) -> list[T]:
         """The value of each process, in the first one; elsewhere nothing."""
         if self.alone:
             return [value]
@@ -97,7 +97,7 @@ class World:
         dist.gather_object(value, found)
         return found or []
 
-    def each(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """The value of each process, in all of them."""
         if self.alone:
             return [value]

@@ -22,7 +22,7 @@ from sr_nodes.memory import free_bytes
 from sr_nodes.pictures import to_image
 from sr_nodes.types import Image
 from sr_pipeline.sockets import SeedSource, World
-from sr_pipeline.streams import made_ahead
+from sr_pipeline.streams import prefetched
 
 UNSEEDED = SeedSource()
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -103,7 +103,7 @@ class Crops(Dataset[Tensor]):
         return np.rot90(crop, turns, axes=(1, 2))
 
 
-class CropsThere:
+class CropsOnDevice:
     """The items of ``crops``, cut on a device that holds all the pictures: uint8 [rows, 3, size, size] there.
 
     The pictures lie in one tensor, each as [H, W, 3]; a crop is a lattice of addresses in it, told by four numbers.
@@ -122,7 +122,7 @@ class CropsThere:
 
     def __getitem__(self, index: int) -> Tensor:
         corners = torch.tensor([self._corner(photo, draw) for photo, draw in self.crops.drawn(index)])
-        first, down, right = sent(corners, self.pixels.device).view(-1, 3, 1, 1, 1).unbind(1)
+        first, down, right = to_device(corners, self.pixels.device).view(-1, 3, 1, 1, 1).unbind(1)
         rows = (first + self.channels).addcmul(down, self.across.view(-1, 1))
         return self.pixels.take(rows.addcmul(right, self.across))
 
@@ -141,7 +141,7 @@ class CropsThere:
 
 def check_alike(world: World, number: int, described: bytes) -> None:
     """Raise a ValueError where a process has other pictures than the first: each takes its rows of one list."""
-    found = world.each((number, sha256(described).digest()))
+    found = world.all_gather((number, sha256(described).digest()))
     other = next((rank for rank, theirs in enumerate(found) if theirs != found[0]), None)
     if other is not None:
         raise ValueError(
@@ -156,16 +156,16 @@ def images(crops: Crops, positions: range, workers: int | None, device: torch.de
     By default a CUDA device that has room for the pictures cuts by itself; so do pictures in memory in this process,
     and for others there are as many processes as cores, up to 8.
     """
-    yield from made_ahead(map(to_image, _pixels(crops, positions, workers, device)), device)
+    yield from prefetched(map(to_image, _pixels(crops, positions, workers, device)), device)
 
 
 def _pixels(crops: Crops, positions: range, workers: int | None, device: torch.device) -> Iterator[Tensor]:
     if workers is None and device.type == "cuda" and _has_room(device, crops.photos):
-        return map(CropsThere(crops, device).__getitem__, positions)
+        return map(CropsOnDevice(crops, device).__getitem__, positions)
     if workers is None:
         workers = 0 if crops.photos.in_memory else own_cores(most=8)
     read = _read(crops, positions, workers)
-    return (sent(pixels, device) for pixels in read)  # as 8-bit pixels, a quarter of the bytes
+    return (to_device(pixels, device) for pixels in read)  # as 8-bit pixels, a quarter of the bytes
 
 
 def _has_room(device: torch.device, photos: Pictures) -> bool:
@@ -179,7 +179,7 @@ def own_cores(most: int) -> int:
     return max(1, min(most, found // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
-def sent(numbers: Tensor, device: torch.device) -> Tensor:
+def to_device(numbers: Tensor, device: torch.device) -> Tensor:
     """Numbers of the host on a device; pinned, their copy does not wait for it."""
     return numbers.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else numbers.to(device)
 

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sr_nodes.crops import Crops, CropsThere
+from sr_nodes.crops import Crops, CropsOnDevice
 from sr_nodes.data import Photos, photographs, random_crops
 from sr_nodes.pictures import UnreadablePicture, write_png
 from sr_pipeline.sockets import Reporter, SeedSource
@@ -259,7 +259,7 @@ def test_what_a_device_cuts_from_its_own_copy_is_what_the_host_cuts(
     if not planes:
         photos = replace(photos, pixels=tuple(p.permute(1, 2, 0).contiguous().permute(2, 0, 1) for p in photos))
     crops = Crops(photos, size, batch, range(batch // 2, batch), flips, rotations, SeedSource(3, "crops"))
-    there = CropsThere(crops, torch.device("cpu"))
+    there = CropsOnDevice(crops, torch.device("cpu"))
     assert all(torch.equal(there[index], crops[index]) for index in range(4))
 
 
@@ -281,9 +281,9 @@ def test_a_cuda_device_cuts_where_it_has_room(room: bool, monkeypatch: pytest.Mo
         return pixels
 
     monkeypatch.setattr("sr_nodes.crops.free_bytes", lambda device: 4 * 3 * 20 * 20 - (not room))
-    monkeypatch.setattr("sr_nodes.crops.CropsThere", There)
-    monkeypatch.setattr("sr_nodes.crops.sent", travelled)
-    monkeypatch.setattr("sr_nodes.crops.made_ahead", lambda images, device: images)
+    monkeypatch.setattr("sr_nodes.crops.CropsOnDevice", There)
+    monkeypatch.setattr("sr_nodes.crops.to_device", travelled)
+    monkeypatch.setattr("sr_nodes.crops.prefetched", lambda images, device: images)
     for workers, wanted in ((None, "there" if room else "here"), (0, "here"), (1, "here")):
         next(random_crops(held((20, 20)), size=16, batch=2, workers=workers, device=torch.device("cuda")))
         assert cut.pop() == wanted

@@ -13,7 +13,7 @@ import torch
 
 from sr_pipeline import streams
 from sr_pipeline.cudagraph import CudaGraph
-from sr_pipeline.streams import is_recorded, made_ahead, ready_since
+from sr_pipeline.streams import is_recorded, prefetched, ready_since
 
 
 class Stream:
@@ -178,7 +178,7 @@ def test_a_tensor_made_ahead_waits_for_nothing_and_is_waited_for(recording: Cuda
             Cuda.current.before.add(f"made {number}")
             yield made[-1]
 
-    for number, tensor in enumerate(made_ahead(tensors(), torch.device("cuda"))):
+    for number, tensor in enumerate(prefetched(tensors(), torch.device("cuda"))):
         assert id(tensor) == id(made[number])
         assert len(made) == min(number + 2, 3)
         assert Cuda.current is main
@@ -191,7 +191,7 @@ def test_a_tensor_made_ahead_waits_for_nothing_and_is_waited_for(recording: Cuda
 
 def test_the_host_does_not_go_far_ahead(recording: CudaGraph) -> None:
     """Of twenty tensors all but the last four must have been used."""
-    taken = sum(1 for _ in made_ahead((cast(Any, Made(n, set())) for n in range(20)), torch.device("cuda")))
+    taken = sum(1 for _ in prefetched((cast(Any, Made(n, set())) for n in range(20)), torch.device("cuda")))
     assert (taken, Event.waited) == (20, 16)
 
 
@@ -200,7 +200,7 @@ def test_an_error_ahead_is_raised_in_its_turn(recording: CudaGraph) -> None:
         yield Made(0, set())
         raise OSError("torn")
 
-    found = made_ahead(tensors(), torch.device("cuda"))
+    found = prefetched(tensors(), torch.device("cuda"))
     next(found)
     with pytest.raises(OSError, match="torn"):
         next(found)
@@ -208,6 +208,6 @@ def test_an_error_ahead_is_raised_in_its_turn(recording: CudaGraph) -> None:
 
 def test_on_a_cpu_nothing_is_made_ahead() -> None:
     asked = iter([torch.zeros(1), torch.ones(1)])
-    found = made_ahead(asked, torch.device("cpu"))
+    found = prefetched(asked, torch.device("cpu"))
     assert torch.equal(next(found), torch.zeros(1))
     assert torch.equal(next(asked), torch.ones(1))

@@ -35,8 +35,8 @@ def test_alone_everything_is_as_without_others() -> None:
     value, weight = torch.ones(2), torch.ones(2, requires_grad=True)
     assert ALONE.mean(value) is value
     assert ALONE.any([True, False]) == [True, False]
-    assert ALONE.of_first(lambda: 3) == 3
-    assert ALONE.all(3) == [3]
+    assert ALONE.broadcast(lambda: 3) == 3
+    assert ALONE.gather(3) == [3]
     assert Agreement(ALONE)([False, True], 1.0) == [False, True]
     ALONE.backward((3 * weight).sum(), [weight])
     assert weight.grad is not None
@@ -105,11 +105,11 @@ def process(rank: int, folder: Path) -> None:
         "agreements": agreements(world),
         "mean": world.mean(torch.tensor([rank, 4.0])).tolist(),
         "any": world.any([rank == 1, False]),
-        "first": world.of_first(lambda: rank),
-        "all": world.all(rank),
+        "first": world.broadcast(lambda: rank),
+        "all": world.gather(rank),
     }
     try:
-        world.of_first(refuse)
+        world.broadcast(refuse)
     except UsageError as error:
         found["error"] = str(error)
     torch.save(found, folder / f"{rank}.pt")
