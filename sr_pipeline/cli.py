@@ -358,9 +358,17 @@ def _serve(host: str, port: int, **options: Any) -> None:
     serve_graphs(host, port, **options, say=typer.echo)
 
 
+def _end(number: int, _: object) -> None:
+    """Ctrl-C while nothing is to be saved: before a run and after it. An exception would be lost in whatever is being
+    imported, and told by a traceback."""
+    os.write(2, b"interrupted\n")
+    os._exit(128 + number)
+
+
 def main() -> None:
     """The command: exit codes are 0 done, 1 failed, 2 bad graph or arguments, 130 interrupted."""
     gc.disable()
+    signal.signal(signal.SIGINT, _end)
     from sr_pipeline.errors import NodeRunError, PipelineError, RunFolderError
     from sr_pipeline.packcommands import add_pack_commands
 

@@ -26,7 +26,7 @@ class PlainConsole:
         elif isinstance(event, NodeStarted):
             self._line(self.tracker.doing)
         elif isinstance(event, Saved):
-            self._line(f"{self._state()}  saved {event.path}")
+            self._line(f"{self._state()}  saved {event.path}" if self.tracker.progress else f"saved {event.path}")
         elif isinstance(event, Progress) and time.monotonic() - self.told > self.every:
             self.told = time.monotonic()
             self._line(self._state())

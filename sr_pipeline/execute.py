@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from sr_pipeline.digraph import reached
 from sr_pipeline.errors import NodeRunError, PipelineError
-from sr_pipeline.events import Channel, NodeReporter, NodeStarted
+from sr_pipeline.events import Channel, NodeReporter, NodeStarted, Warned
 from sr_pipeline.node import NodeType
 from sr_pipeline.plan import Op, Plan
 from sr_pipeline.plan.cadence import ALWAYS, Demand, fires
@@ -87,6 +88,8 @@ class Executor:
         self.steps = [self.bind(op) for op in self.plan.steps if op.type.kind != "stream"]
         self._stream = next((self.bind(op) for op in self.plan.steps if op.type.kind == "stream"), None)
         self._set_up = False
+        self._unproved = {op.node for op in self.plan.steps if op.grad and not op.type.backward}
+        """Nodes of which it is not known yet that what they make has a gradient."""
 
     def setup(self, stop: Callable[[], bool] = lambda: False) -> bool:
         """Run the nodes that run once before the steps, and free what no step trains of gradients.
@@ -259,7 +262,21 @@ class Executor:
 
     def _run(self, bound: Bound, arguments: dict[str, Any]) -> Any:
         around = self.around.get(bound.op.node)
-        return around(bound.op, arguments, partial(self._compute, bound)) if around else self._compute(bound, arguments)
+        made = around(bound.op, arguments, partial(self._compute, bound)) if around else self._compute(bound, arguments)
+        if self._unproved and bound.op.node in self._unproved:
+            self._prove(bound.op, made)
+        return made
+
+    def _prove(self, op: Op, made: Any) -> None:
+        """Warn, once, of a node on the way of a gradient that lets none pass: nothing before it would learn."""
+        self._unproved.discard(op.node)
+        leaves = tree_leaves(made)
+        numbers = all(isinstance(leaf, (Tensor, float, int)) for leaf in leaves)
+        if not numbers or any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves):
+            return
+        what = f"gives {brief(made)}, which has no gradient, on the way from a model to its loss: it teaches nothing"
+        fix = "compute it by torch from what it is given, without item(), detach() or no_grad()"
+        self.context.channel.emit(Warned(self.plan.wiring.where(op.node), f"{what}; {fix}"))
 
     def _compute(self, bound: Bound, arguments: dict[str, Any]) -> Any:
         if not self._mixed:

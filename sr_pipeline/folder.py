@@ -146,6 +146,8 @@ def new_folder(path: Path | None, graph: Graph) -> RunFolder:
     """
     if path is not None:
         _refuse_used(RunFolder(path))
+        if path == Path() and any(path.iterdir()):  # as an empty variable of a shell gives
+            raise UsageError(f"--run-dir {path}", "is this folder, which holds other files", "give one of its own")
     try:
         if path is None:
             path = _made(Path("runs") / f"{_stem(graph)}-{datetime.now():%Y%m%d-%H%M%S}")

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from sr_pipeline.checkpoint import digest, latest, snapshot, step_of
-from sr_pipeline.errors import LostProcessError, NodeRunError, PipelineError, RunFolderError
+from sr_pipeline.errors import LostProcessError, NodeRunError, PipelineError, RunFolderError, nearest
 from sr_pipeline.events import Channel, Done, Failed, Progress, Resumed, RunStarted, Saved, Warned
 from sr_pipeline.execute import Executor
 from sr_pipeline.folder import RunFolder, Settings, record_of, write_record
@@ -64,6 +64,7 @@ class Runner:
         self.agree = Agreement(self.world)
         self.watch = Watch(self.executor, self.on_nan, self.back, self.stopped)
         self._digests: dict[str, str] | None = None
+        self._missed_best = False
 
     @property
     def plan(self) -> Plan:
@@ -117,7 +118,8 @@ class Runner:
             self.executor.finish(self.position)
         self.save()
         self.tell_saved(self.saver.wait())
-        if self.best is not None and self.best.value is None and not interrupted:
+        self.tell_of_best()
+        if self.best is not None and self.best.value is None and not (interrupted or self._missed_best):
             self.channel.emit(Warned(f"--best {self.best.metric}", "no node reported it; metrics.csv has the names"))
         return interrupted
 
@@ -221,9 +223,18 @@ class Runner:
         awaited = self.best is not None and self.channel.holds(self.best.metric)
         if tell or awaited:
             self.channel.flush()
+        self.tell_of_best()
         if self.best is not None and (awaited or self.world.alone):
             due = self.world.any([due or self.best.step == self.position])[0]
         return due, look, stop
+
+    def tell_of_best(self) -> None:
+        """Warn, once, as soon as the node of ``--best`` has reported other metrics alone."""
+        if self.best is None or self.best.value is not None or not self.best.others or self._missed_best:
+            return
+        self._missed_best = True
+        what = f"its node reports no such metric: {nearest(self.best.metric, self.best.others)}"
+        self.channel.emit(Warned(f"--best {self.best.metric}", what))
 
     def save(self) -> None:
         """Begin to save the state, if there is any that was not saved. The one before must have been written."""

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,9 +27,15 @@ class Best:
     direction: Literal["max", "min"] = "max"
     step: int = -1
     value: float | None = None
+    others: set[str] = field(default_factory=set, compare=False, repr=False)
+    """What the metric's node reported beside it."""
 
     def __call__(self, event: Event) -> None:
-        if isinstance(event, Scalar) and event.name == self.metric and self._better(event.value):
+        if not isinstance(event, Scalar):
+            return
+        if event.name != self.metric and event.name.partition("/")[0] == self.metric.partition("/")[0]:
+            self.others.add(event.name)
+        if event.name == self.metric and self._better(event.value):
             self.step, self.value = event.step, event.value
 
     def _better(self, value: float) -> bool:

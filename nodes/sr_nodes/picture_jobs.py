@@ -51,6 +51,8 @@ def places(inputs: Sequence[str], output: str, format: Format = "same", suffix: 
         raise ValueError("'-' is one picture to one file or to '-'; give a name such as out.png for the result")
     if Path(output).is_file():
         raise ValueError(_no_folder(output, sum(known for _, _, known in found), one))
+    if not one and Path(output).suffix.lower() in WRITTEN and not _is_folder(output):
+        raise ValueError(f"{output!r} is one picture's name; give a folder, or {output}{os.sep} if it is to be one")
     placed = [Place(source, Path(output) / _named(name, format, suffix), known) for source, name, known in found]
     results = {place.target.resolve() for place in placed} if suffix else set()
     return [place for place in placed if place.source.resolve() not in results]
@@ -95,10 +97,14 @@ def _fixed_part(pattern: Path) -> Path:
     return next(p for p in pattern.parents if not glob.has_magic(str(p)))
 
 
+def _is_folder(output: str) -> bool:
+    return Path(output).is_dir() or output.endswith(("/", os.sep))
+
+
 def _is_file_name(output: str) -> bool:
     """Whether the output of one file is a file, as its suffix says; a folder that is not there yet has none."""
     path = Path(output)
-    if path.is_dir() or output.endswith(("/", os.sep)) or not path.suffix:
+    if _is_folder(output) or not path.suffix:
         return False
     if path.suffix.lower() not in WRITTEN and not path.is_file():
         raise ValueError(

@@ -60,12 +60,19 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ValueError: there is no such file, or it is damaged, of another format or suffix, a pickle of more than
             tensors, or one that asks for more memory than its size.
     """
-    if path.suffix.lower() in _PICKLED and path.is_file():
+    if path.suffix.lower() in _PICKLED and path.is_file() and not _is_safetensors(path):
         tensors, metadata = _read_pickled(path), dict[str, str]()
     else:
         tensors, metadata = _read_safetensors(path)
     _check_plain(tensors, path)
     return tensors, metadata
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By its first bytes, the length of a header and the brace that begins it: an export has the name it was given."""
+    with path.open("rb") as file:
+        length, brace = file.read(8), file.read(1)
+    return brace == b"{" and int.from_bytes(length, "little") < path.stat().st_size
 
 
 def _read_pickled(path: Path) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from PIL import ImageDraw, ImageFont
 
 MAX_POINTS = 1000
 """Of one line; where there would be more, each second point is left out, the newest never."""
-WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 480, 240, 62, 26, 12, 24
+WIDTH, HEIGHT, LEFT, TOP, RIGHT, BOTTOM = 480, 240, 76, 26, 12, 24
 INK, GRID = (90, 90, 90), (225, 225, 225)
 COLOURS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189), (140, 86, 75))
 
@@ -46,8 +46,9 @@ def draw(lines: dict[str, Line]) -> bytes | None:
         y = round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - part))
         pen.line((LEFT, y, WIDTH - RIGHT, y), fill=GRID)
         pen.text((LEFT - 6, y), f"{low * (1 - part) + high * part:.4g}", fill=INK, font=font, anchor="rm")
-        x = round(LEFT + (WIDTH - LEFT - RIGHT) * part)
-        pen.text((x, HEIGHT - BOTTOM // 2), f"{first + part * (last - first):g}", fill=INK, font=font, anchor="mm")
+        step = round(first + part * (last - first))
+        x, anchor = round(_place((step, low), first, last, low, high)[0]), "rm" if part == 1 else "mm"
+        pen.text((WIDTH - 2 if part == 1 else x, HEIGHT - BOTTOM // 2), f"{step}", fill=INK, font=font, anchor=anchor)
     at = LEFT
     for colour, (name, points) in zip(COLOURS * len(shown), shown.items(), strict=False):
         pen.line([_place(p, first, last, low, high) for p in points], fill=colour, width=2)

@@ -123,6 +123,14 @@ def test_an_export_is_read_back_whole(
     assert [p.name for p in folder.iterdir()] == ["generator.safetensors"]
 
 
+@pytest.mark.parametrize("name", ["g.pt", "g.pth", "g"])
+def test_an_export_is_known_by_its_content(tmp_path: Path, name: str) -> None:
+    made = srresnet(blocks=1, channels=8)
+    export_generator(made, name, run_dir=tmp_path)
+    read = load_generator(str(tmp_path / name))
+    assert all(torch.equal(a, b) for a, b in zip(made.parameters(), read.parameters(), strict=True))
+
+
 def test_a_half_export_is_half_the_size_and_float32_again(tmp_path: Path) -> None:
     model = small()
     for name, half in (("whole", False), ("half", True)):

@@ -94,6 +94,12 @@ def test_one_file_to_a_file_a_folder_or_a_pipe(photos: Path) -> None:
         (["-"], "folder", "same", "'-' is one picture to one file"),
         (["-", "photos"], "out", "same", "'-' is one picture to one file"),
         (["photos"], "photos/b.jpg", "same", "'photos/b.jpg' is a file, and there are several pictures"),
+        (
+            ["photos"],
+            "new.png",
+            "same",
+            "'new.png' is one picture's name; give a folder, or new.png/ if it is to be one",
+        ),
         (["photos/b.jpg"], "new.gif", "same", "'new.gif' ends in '.gif', a format that is not written; write one of"),
         (["photos/b.jpg"], "v2.0", "same", "'v2.0' ends in '.0', .* .avif, or v2.0/ if it is to be a folder"),
         (["-"], "new.jpgg", "same", "'new.jpgg' ends in '.jpgg', a format that is not written"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jsonschema
@@ -86,6 +88,23 @@ def test_gates_that_must_all_fire_are_told_as_one() -> None:
     told = {"grad": False, "training": False, "crosses": [], "detached": [], "retain_graph": False}
     assert _notes({**told, "every": [[2, 3]]}) == "  [every 6]"
     assert _notes({**told, "every": [[0, 5], [4]]}) == "  [after the last or every 4]"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends Ctrl-C as Linux and macOS do")
+def test_ctrl_c_while_all_is_imported_ends_it(tmp_path: Path) -> None:
+    """It is neither lost there nor told by a traceback."""
+    code = "from sr_pipeline.cli import main; print(flush=True); main()"
+    for wait in (0.05, 0.3, 0.6):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, "run", "quickstart"], cwd=tmp_path, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(wait)
+        process.send_signal(signal.SIGINT)
+        errors = process.communicate(timeout=120)[1]
+        assert (process.returncode, errors) == (130, "interrupted\n")
 
 
 def test_a_good_graph_exits_with_0() -> None:

@@ -52,6 +52,11 @@ def plain(events: list[Event], every: float = 10.0) -> list[str]:
     return file.getvalue().splitlines()
 
 
+def test_before_the_first_step_what_is_saved_is_told_alone() -> None:
+    told = plain([NodeStarted("net", "setup"), Scalar(1, "loss", 0.5), Saved(0, "step-0")])
+    assert told == ["setup: net", "saved step-0"]
+
+
 def test_a_pipe_is_given_a_plain_line_a_notice() -> None:
     assert plain(EVENTS) == [
         "train  on cpu (fp32, contiguous)  seed 3  into runs/x",

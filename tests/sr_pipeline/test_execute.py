@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +19,7 @@ from torch.func import functional_call
 import toys
 from sr_pipeline.check import Value
 from sr_pipeline.errors import GraphError, NodeRunError
-from sr_pipeline.events import Channel, NodeStarted
+from sr_pipeline.events import Channel, Event, NodeStarted, Warned
 from sr_pipeline.execute import Context, Executor
 from sr_pipeline.graph import Graph, Link
 from sr_pipeline.node import node
@@ -335,3 +335,21 @@ def test_without_retaining_the_old_wiring_would_fail(tmp_path: Path) -> None:
 def test_tensors_are_told_by_dtype_and_shape(tmp_path: Path) -> None:
     with pytest.raises(NodeRunError, match=re.escape("its inputs: model=Sequential, x=float32[4, 6]")):
         toys.run_of("x = batches()\nwide = widened(x)\nnet = network()\ny = forward(net, wide)\nw = write(y)", tmp_path)
+
+
+@pytest.mark.parametrize("cut", [lambda y: y.mean().item(), lambda y: y.detach().mean()], ids=["float", "detached"])
+def test_a_loss_that_teaches_nothing_is_warned_of_once(cut: Callable[[Tensor], Any], tmp_path: Path) -> None:
+    @node
+    def spoiled(y: toys.Batch) -> Loss:
+        made: Loss = cut(y)
+        return made
+
+    types = toys.REGISTRY.with_nodes([spoiled])
+    text = toys.REGRESSION.replace("optimizer_step(loss", "optimizer_step(both").replace(
+        "    step =", "    bad = spoiled(y)\n    both = total(loss, bad)\n    step ="
+    )
+    heard: list[Event] = []
+    run(toys.graph(text, types), registry=types, device="cpu", run_dir=tmp_path, sinks=[heard.append])
+    (warning,) = (one for one in heard if isinstance(one, Warned))
+    assert warning.where == "graph: bad"
+    assert "has no gradient, on the way from a model to its loss" in warning.text

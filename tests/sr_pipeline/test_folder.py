@@ -73,6 +73,16 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
         new_folder(tmp_path / "file" / "run", Graph())
 
 
+def test_a_run_is_not_scattered_over_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As an empty variable of a shell would have it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(
+        UsageError, match=r"^--run-dir \.: is this folder, which holds other files; give one of its own$"
+    ):
+        new_folder(Path(""), Graph())  # noqa: PTH201
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"settings": {"seed": 1}}', b"\xff", b"null"])
 def test_a_damaged_record_is_told(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "run.json").write_bytes(content)
