@@ -103,9 +103,8 @@ class _Checker:
             if entry.class_type in self.registry:
                 self.types[id_] = self.registry[entry.class_type]
             else:
-                self.fault(
-                    id_, "", f"unknown node type {quoted(entry.class_type)}", nearest(entry.class_type, self.registry)
-                )
+                fix = f"{nearest(entry.class_type, self.registry)} (a node of your own needs its --pack)"
+                self.fault(id_, "", f"unknown node type {quoted(entry.class_type)}", fix)
 
     def check_inputs(self) -> None:
         for id_, entry in self.graph.nodes.items():

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 from sr_pipeline.errors import RunFolderError, UsageError
 from sr_pipeline.files import remove_parts, written_beside
 from sr_pipeline.graph import Graph
-from sr_pipeline.launch import launch_id
+from sr_pipeline.launch import launch_id, processes
 
 PACKAGES = ("sr-pipeline", "torchvision", "numpy", "pillow", "safetensors")
 """Beside torch, whose own word names its build too: what a run's bits come from."""
@@ -92,12 +92,14 @@ class Record:
     """Not told by early records, nor is the next."""
     launch: str | None = None
     """The job of torchrun that began it."""
+    processes: int = 1
+    """How many shared it."""
 
 
 def record_of(settings: Settings, graph: Graph) -> Record:
     folders = None if graph.folders is None else tuple(map(str, graph.folders))
     system = platform.python_version(), f"{platform.system()} {platform.machine()}"
-    return Record(settings, folders, *system, _versions(), str(Path.cwd()), launch_id())
+    return Record(settings, folders, *system, _versions(), str(Path.cwd()), launch_id(), processes())
 
 
 def recorded_graph(folder: RunFolder) -> Graph:
@@ -122,6 +124,8 @@ def differences(record: Record) -> list[str]:
     ]
     machine = f"{platform.system()} {platform.machine()}"
     found += [f"the machine was {record.machine} and is {machine}"] if record.machine != machine else []
+    if record.processes != processes():
+        found.append(f"{record.processes} processes shared it, and now it is {processes()}; --nproc says how many")
     started = f"it was started in {record.started_in}, which its relative paths are of"
     return [*found, *([started] if record.started_in not in (None, str(Path.cwd())) else [])]
 

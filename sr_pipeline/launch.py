@@ -60,6 +60,11 @@ def check_restarts(has_folder: bool) -> None:
         raise UsageError("torchrun --max-restarts", what, f"export {OWN_STORE}=1 first")
 
 
+def processes() -> int:
+    """How many share the run."""
+    return int(os.environ["WORLD_SIZE"]) if is_shared() else 1
+
+
 def is_shared() -> bool:
     """Whether torchrun started this process, with others or alone."""
     return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()

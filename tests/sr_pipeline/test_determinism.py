@@ -77,6 +77,7 @@ def test_what_is_not_as_it_was_is_told(tmp_path: Path, monkeypatch: pytest.Monke
     record["versions"] |= {"torch": "1.0", "gone": "3"}
     del record["versions"]["safetensors"]
     record["machine"] = "Plan9 mips"
+    record["processes"] = 2
     path.write_text(json.dumps(record))
     monkeypatch.chdir(tmp_path)
     warnings = "\n".join(order_of(first).warnings)
@@ -85,7 +86,8 @@ def test_what_is_not_as_it_was_is_told(tmp_path: Path, monkeypatch: pytest.Monke
     assert "gone" not in warnings  # which no bits come from
     assert "the machine was Plan9 mips and is " in warnings
     assert "it was started in " in warnings
-    assert len(order_of(first).warnings) == 4
+    assert "2 processes shared it, and now it is 1; --nproc says how many" in warnings
+    assert len(order_of(first).warnings) == 5
 
 
 def test_a_repeat_may_read_what_the_run_might(tmp_path: Path) -> None:
