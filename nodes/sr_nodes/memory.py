@@ -6,7 +6,7 @@ import math
 import os
 import weakref
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -20,10 +20,11 @@ _UNKNOWN = 2 * 1024**3
 _MUCH = 1 << 62
 """Bytes, where there is no limit."""
 _CGROUPS = (
-    ("memory.max", "memory.current", "inactive_file"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ("", "memory.max", "memory.current", "inactive_file"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
-"""Of v2 and v1: the limit, what is used, and what of it are cached files that the system drops when it needs room."""
+"""Of v2 and v1: the controller, the limit, what is used, and what of it are cached files that the system drops when it
+needs room."""
 _PROBE = 32
 _SIGNS = ("not enough memory", "can't allocate memory", "out of memory", "could not allocate")
 
@@ -52,17 +53,30 @@ def _has_pages() -> bool:
     return hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names
 
 
-def _container(folder: Path = Path("/sys/fs/cgroup")) -> int:
-    """What a container's limit leaves, by cgroup v2 or v1; without one, more than there is."""
-    for limit_name, used_name, inactive in _CGROUPS:
-        try:
-            limit, used = ((folder / name).read_text(encoding="ascii").strip() for name in (limit_name, used_name))
-        except OSError:
-            continue
-        # v1 says 2^63 where there is no limit
-        stat = (folder / limit_name).with_name("memory.stat")
-        return _MUCH if limit == "max" else min(_MUCH, max(0, int(limit) - int(used) + _counter(stat, inactive)))
-    return _MUCH
+def _container(folder: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """What the limits of this process's control group and of those around it leave, by cgroup v2 or v1; without one,
+    more than there is."""
+    least = _MUCH
+    for controller, limit_name, used_name, inactive in _CGROUPS:
+        for group in _groups(own, controller):
+            at = folder / controller / group
+            try:
+                limit, used = ((at / name).read_text(encoding="ascii").strip() for name in (limit_name, used_name))
+            except OSError:
+                continue
+            if limit != "max":  # v1 says 2^63 where there is no limit
+                least = min(least, max(0, int(limit) - int(used) + _counter(at / "memory.stat", inactive)))
+    return least
+
+
+def _groups(own: Path, controller: str) -> list[PurePosixPath]:
+    """This process's control group of a controller, and those around it: containers, jobs of SLURM, systemd's units."""
+    try:
+        lines = [line.split(":", 2) for line in own.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        lines = []
+    named = [PurePosixPath(line[2].lstrip("/")) for line in lines if controller in line[1].split(",")]
+    return list(dict.fromkeys(group for name in [*named, PurePosixPath()] for group in (name, *name.parents)))
 
 
 def _counter(stat: Path, name: str) -> int:

@@ -21,7 +21,7 @@ from sr_pipeline.files import DAMAGE
 _QUALITY = {"JPEG": 95, "WEBP": 95, "AVIF": 85}
 _LONGEST = {"JPEG": 65500, "WEBP": 16383, "AVIF": 32768}
 _XMP_TAG = 700
-_LONGEST_XMP = 65000
+_LONGEST_XMP = _LONGEST_EXIF = 65000
 _ROWS = 256
 """Rows worked on at once: what is made meanwhile in wider numbers stays small beside the picture."""
 
@@ -58,6 +58,8 @@ def fitted(picture: Picture, kind: str) -> Picture:
         notes += [note] if note else []
     if kind == "BMP" and (lost := _named(picture)):
         notes.append(f"{lost} left out, because BMP has no place for it")
+    if kind == "JPEG" and len(picture.exif or b"") > _LONGEST_EXIF:
+        picture, notes = replace(picture, exif=None), [*notes, "EXIF left out, because it is longer than JPEG holds"]
     if kind == "JPEG" and len(picture.xmp or b"") > _LONGEST_XMP:
         picture, notes = replace(picture, xmp=None), [*notes, "XMP left out, because it is longer than JPEG holds"]
     return replace(picture, notes=tuple(notes))

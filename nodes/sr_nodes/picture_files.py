@@ -19,7 +19,7 @@ from PIL import UnidentifiedImageError
 from PIL.ExifTags import IFD, Base
 from torch import Tensor
 
-from sr_nodes.pictures import KINDS, READ, UnreadablePicture, quiet, readable, through_profile
+from sr_nodes.pictures import KINDS, READ, UnreadablePicture, black_at_zero, quiet, readable, through_profile
 from sr_nodes.png import decode_png16, png_depth
 from sr_pipeline.files import DAMAGE
 
@@ -132,7 +132,10 @@ def _decoded(picture: PIL.Image.Image, data: bytes) -> Picture:
     notes = ["the first picture of several is taken"] if getattr(picture, "n_frames", 1) > 1 else []
     if picture.format == "TIFF" and len(picture.getbands()) > 1 and 16 in np.atleast_1d(_depths(picture)):
         notes.append("16 bits a channel were read as 8; as PNG all are kept")
-    exif = picture.getexif()
+    try:
+        exif = picture.getexif()
+    except (OSError, *DAMAGE):
+        exif, notes = PIL.Image.Exif(), [*notes, "its EXIF is damaged and left out"]
     turn = _UPRIGHT.get(exif.get(Base.Orientation, 1))
     channels, icc = _deep_channels(picture, data) if deep else _channels(picture)
     upright = (turn(channels) if turn else channels).contiguous()
@@ -178,7 +181,7 @@ def _channels(picture: PIL.Image.Image) -> tuple[Tensor, bytes | None]:
     if picture.mode == "CMYK":
         return _tensor(through_profile(picture).convert("RGB")), None
     if picture.mode.startswith("I"):
-        levels = np.asarray(picture).astype(np.int64)
+        levels = np.asarray(black_at_zero(picture)).astype(np.int64)
         if levels.min() < 0 or levels.max() > 65535:
             raise ValueError(f"32-bit pixels from {levels.min()} to {levels.max()}; save it as 8 or 16 bits")
         return torch.from_numpy(levels.astype(np.uint16))[None], icc

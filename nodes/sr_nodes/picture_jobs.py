@@ -43,6 +43,9 @@ def places(inputs: Sequence[str], output: str, format: Format = "same", suffix: 
         raise ValueError("one of the inputs (IN) is empty; give a file, a folder, a pattern such as photos/*.jpg, or -")
     if not output.strip():
         raise ValueError("the output (OUT) is empty; give a folder, or for one picture a file or -; . is this folder")
+    if set(suffix) & {"/", os.sep, "\0"}:
+        raise ValueError(f"the suffix {suffix!r} would lead into another folder; give one without {os.sep}")
+    output = os.path.expanduser(output)  # noqa: PTH111 (Path's own would take the slash off its end)
     found = [found for text in inputs for found in _sources(text, Path(output))]
     one = len(inputs) == 1 and len(found) == 1 and found[0][0] == resolve(inputs[0])
     if one and (Path(output) == PIPE or _is_file_name(output)):
@@ -166,7 +169,10 @@ def share_of(text: str | None, environment: Mapping[str, str]) -> tuple[int, int
         return number, shares
     for rank, size in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
         if rank in environment and size in environment:
-            return int(environment[rank]) + 1, int(environment[size])
+            own, of = environment[rank], environment[size]
+            if not (own.isdecimal() and of.isdecimal() and int(own) < int(of)):
+                raise ValueError(f"{rank} is {own!r} and {size} {of!r}, no share of a job; give --share K/N")
+            return int(own) + 1, int(of)
     return 1, 1
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import PIL.Image
 import torch
 from PIL import ImageCms, ImageOps, UnidentifiedImageError
+from PIL.ExifTags import Base
 from torch import Tensor
 
 from sr_nodes.modules import CPU
@@ -112,7 +113,7 @@ def decoded_bytes(path: Path) -> int:
 def _decode(path: Path) -> Tensor:
     with readable(path), PIL.Image.open(path, formats=READ) as picture:
         picture.load()
-        array = as_rgb(ImageOps.exif_transpose(picture))
+        array = as_rgb(upright(black_at_zero(picture)))
     return torch.from_numpy(array).permute(2, 0, 1)
 
 
@@ -134,6 +135,24 @@ def readable(path: Path) -> Iterator[None]:
         raise UnreadablePicture(f"{path}: damaged or unsupported: {error}") from error
 
 
+def upright(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """The picture turned as its EXIF says; as it lies where that is damaged."""
+    try:
+        return ImageOps.exif_transpose(picture)
+    except DAMAGE:
+        return picture
+
+
+def black_at_zero(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """The picture, a TIFF of 16 bits turned from negative to positive where its white is zero: Pillow does that to one
+    of 8 bits alone."""
+    if not picture.mode.startswith("I") or getattr(picture, "tag_v2", {}).get(Base.PhotometricInterpretation) != 0:
+        return picture
+    made = PIL.Image.fromarray(65535 - np.asarray(picture).astype(np.int32))
+    made.info = picture.info
+    return made
+
+
 def as_rgb(picture: PIL.Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """The pixels of an upright picture as 8-bit sRGB, [H, W, 3]; as ``read_picture`` says."""
     if picture.mode == "F":
@@ -142,6 +161,8 @@ def as_rgb(picture: PIL.Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
         return _from_16_bit(picture)
     if picture.has_transparency_data:
         picture = _on_white(picture)
+    if picture.mode == "L":
+        picture = through_profile(picture)  # while a profile for gray fits
     if picture.mode != "CMYK":
         picture = picture.convert("RGB")
     return np.array(through_profile(picture).convert("RGB"))
@@ -169,7 +190,8 @@ def through_profile(picture: PIL.Image.Image) -> PIL.Image.Image:
         return picture
     try:
         source = ImageCms.ImageCmsProfile(BytesIO(profile))
-        if "sRGB" in ImageCms.getProfileDescription(source):
+        described = ImageCms.getProfileDescription(source)
+        if "sRGB" in described and "inear" not in described:  # there is "GIMP built-in Linear sRGB" too
             return picture
         converted = ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
     except (ImageCms.PyCMSError, OSError):
@@ -205,7 +227,8 @@ def find_files(folder: Path) -> list[Path]:
         raise ValueError(f"the folder {str(folder)!r} {found}; give a folder of pictures")
     inside = (path.relative_to(folder) for path in folder.rglob("*"))
     names = sorted(name for name in inside if not any(part.startswith(".") for part in name.parts))
-    return [folder / name for name in names if not (folder / name).is_dir()]
+    paths = [folder / name for name in names]
+    return [path for path in paths if path.is_file() or not path.exists()]  # a broken link is told when it is read
 
 
 def to_image(pixels: Tensor) -> Image:

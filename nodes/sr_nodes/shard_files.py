@@ -40,7 +40,12 @@ def saved_index(shard: Path) -> Index | None:
     """What is beside a shard, as ``scanned``; None where it is missing, or the shard shorter than it says."""
     if not (index_path(shard).exists() and shard.exists()):
         return None
-    index: Index = np.load(index_path(shard), allow_pickle=False)
+    try:
+        index: Index = np.load(index_path(shard), allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        index = np.empty(0, np.int64)
+    if index.ndim != 2 or index.shape[1] != 3 or index.dtype != np.int64 or (index < 0).any():
+        raise ValueError(f"{index_path(shard)} is damaged; remove it, and it is made again from the shard")
     return index if shard.stat().st_size >= index[:, :2].sum(axis=1).max(initial=0) else None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,15 +13,15 @@ from typing import Annotated
 import numpy as np
 import PIL.Image
 import torch
-from PIL import ImageOps
 from pydantic import Field
 from torch import Tensor
 
 from sr_nodes.crops import UNSEEDED, Crops, check_alike, images
 from sr_nodes.modules import CPU
-from sr_nodes.pictures import READ, UnreadablePicture, as_rgb, quiet, readable
+from sr_nodes.pictures import READ, UnreadablePicture, as_rgb, quiet, readable, upright
 from sr_nodes.shard_files import LIST, Index, index_path, member_name, saved_index, scanned
 from sr_nodes.types import Image
+from sr_pipeline.jsontext import read_json
 from sr_pipeline.node import node
 from sr_pipeline.paths import resolve
 from sr_pipeline.sockets import SILENT, Device, InputPath, Report, Reporter, Seed, SeedSource, Start, World
@@ -55,7 +54,7 @@ class Shards:
                     data = opened.read(length)
                 with quiet(), PIL.Image.open(BytesIO(data), formats=READ) as picture:
                     picture.load()
-                    pixels = as_rgb(ImageOps.exif_transpose(picture))
+                    pixels = as_rgb(upright(picture))
         except UnreadablePicture as error:
             reason = str(error).removeprefix(f"{file}: ")
             raise UnreadablePicture(f"{self.name(number)}: {reason}") from error
@@ -115,7 +114,10 @@ def _found(root: Path) -> list[Path]:
     if not files:
         raise ValueError(f"there is no .tar file in {str(root)!r}; sr-pipeline shards makes them from pictures")
     if (root / LIST).exists():  # made by make_shards, hence each with an index, written after it
-        listed = [root / name for name in json.loads((root / LIST).read_text(encoding="utf-8"))["shards"]]
+        try:
+            listed = [root / name for name in read_json((root / LIST).read_bytes())["shards"]]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{root / LIST} is damaged; sr-pipeline shards makes it again") from None
         missing = [file.name for file in listed if not (file.exists() and index_path(file).exists())]
         if missing:
             raise ValueError(

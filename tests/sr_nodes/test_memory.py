@@ -64,6 +64,24 @@ def test_a_containers_limit_of_the_first_version(tmp_path: Path, limit: str, fre
     assert memory._container(tmp_path) == free
 
 
+@pytest.mark.parametrize(("folder", "line"), [("", "0::"), ("memory", "7:cpu,memory:")], ids=["v2", "v1"])
+def test_the_tightest_limit_of_the_groups_around_counts(tmp_path: Path, folder: str, line: str) -> None:
+    """A job of SLURM lies some groups deep, and the root of v2 has no limit."""
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if folder else ("memory.max", "memory.current")
+    for group, limit in (
+        ("slurm", "max" if not folder else str(2**63)),
+        ("slurm/job_1", "900"),
+        ("slurm/job_1/step", "1000"),
+    ):
+        at = tmp_path / folder / group
+        at.mkdir(parents=True)
+        for name, number in zip(names, (limit, "600"), strict=True):
+            (at / name).write_text(f"{number}\n")
+    own = tmp_path / "own"
+    own.write_text(f"3:pids:/\n{line}/slurm/job_1/step\n")
+    assert memory._container(tmp_path, own) == 300
+
+
 def test_without_a_container_there_is_no_limit(tmp_path: Path) -> None:
     assert memory._container(tmp_path) == 1 << 62
 

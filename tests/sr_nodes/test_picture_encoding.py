@@ -83,6 +83,11 @@ def test_xmp_of_a_deep_png_and_one_that_is_longer_than_jpeg_holds(tmp_path: Path
     assert fitted(long, "PNG").xmp == long.xmp
     fit = fitted(long, "JPEG")
     assert (fit.xmp, fit.notes) == (None, ("XMP left out, because it is longer than JPEG holds",))
+    exif = PIL.Image.Exif()
+    exif[Base.ImageDescription] = "x" * 70_000
+    fit = fitted(Picture(values(3), exif=exif.tobytes()), "JPEG")
+    assert (fit.exif, fit.notes) == (None, ("EXIF left out, because it is longer than JPEG holds",))
+    assert encode(fit, "JPEG")
     just = Picture(values(3), xmp=b"x" * 65_000)
     assert read_back(encode(fitted(just, "JPEG"), "JPEG"), tmp_path).xmp == just.xmp
 

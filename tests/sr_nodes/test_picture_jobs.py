@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sr_nodes.picture_files import PIPE
-from sr_nodes.picture_jobs import Format, Place, places, refusal, write_bytes
+from sr_nodes.picture_jobs import Format, Place, places, refusal, share_of, write_bytes
 
 
 @pytest.fixture
@@ -189,3 +189,21 @@ def test_an_output_that_is_no_picture_is_a_folder_where_that_is_said(photos: Pat
     assert shown(places(["photos/b.jpg"], "v2.0/")) == {"photos/b.jpg": "v2.0/b.jpg"}
     assert shown(places(["photos/b.jpg"], "v1.0")) == {"photos/b.jpg": "v1.0/b.jpg"}
     assert len(shown(places(["photos/b.jpg", "photos/a.PNG"], "v2.0"))) == 2
+
+
+def test_an_output_at_home(photos: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert {place.target.parent for place in places(["photos/b.jpg"], "~/large")} == {tmp_path / "large"}
+
+
+def test_a_suffix_stays_in_its_folder(photos: Path) -> None:
+    with pytest.raises(ValueError, match=r"the suffix '/x' would lead into another folder"):
+        places(["photos/b.jpg"], "out", suffix="/x")
+
+
+@pytest.mark.parametrize(("rank", "size"), [("x", "2"), ("", "2"), ("5", "2"), ("2", "2")])
+def test_a_share_of_the_environment_that_is_none(rank: str, size: str) -> None:
+    with pytest.raises(
+        ValueError, match=f"^RANK is '{rank}' and WORLD_SIZE '{size}', no share of a job; give --share K/N"
+    ):
+        share_of(None, {"RANK": rank, "WORLD_SIZE": size})

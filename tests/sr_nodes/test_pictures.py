@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -267,6 +268,48 @@ def test_a_profile_that_calls_itself_srgb_changes_no_pixel(tmp_path: Path) -> No
     for icc in (genuine, p3_profile().replace(b"test\0", b"sRGB\0")):
         PIL.Image.fromarray(array).save(tmp_path / "a.png", icc_profile=icc)
         assert np.array_equal(read(tmp_path / "a.png"), array)
+
+
+LINEAR = b"curv" + bytes(4) + struct.pack(">IH", 1, 256)
+
+
+def test_linear_light_is_converted_whatever_its_profile_is_called(tmp_path: Path) -> None:
+    """GIMP's is "GIMP built-in Linear sRGB"; a gray one fits gray alone."""
+    columns = {
+        name: b"XYZ " + bytes(4) + struct.pack(">3i", *(round(65536 * value) for value in SRGB[:, index]))
+        for index, name in enumerate((b"rXYZ", b"gXYZ", b"bXYZ"))
+    }
+    curves = dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), LINEAR)
+    named = b"desc" + bytes(4) + struct.pack(">I", 12) + b"Linear sRGB\0" + bytes(78)
+    rgb = profile(b"RGB ", b"XYZ ", b"mntr", {**columns, **curves, b"desc": named})
+    gray = profile(b"GRAY", b"XYZ ", b"mntr", {b"kTRC": LINEAR})
+    for mode, icc in (("RGB", rgb), ("L", gray)):
+        PIL.Image.new(mode, (4, 4), (55,) * 3 if mode == "RGB" else 55).save(tmp_path / "a.png", icc_profile=icc)
+        assert np.abs(read(tmp_path / "a.png").astype(int) - 128).max() <= 1
+
+
+def test_a_negative_tiff_of_16_bits_is_made_positive(tmp_path: Path) -> None:
+    levels = np.array([[0, 257 * 100, 65535]], np.uint16)
+    PIL.Image.fromarray(levels).save(tmp_path / "a.tif", tiffinfo={262: 0})
+    assert np.array_equal(read(tmp_path / "a.tif"), repeated(np.array([[255, 155, 0]], np.uint8)))
+    assert torch.equal(
+        read_whole(tmp_path / "a.tif").pixels[0].to(torch.int32), 65535 - torch.tensor(levels.astype(int))
+    )
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "jpg"])
+def test_a_picture_with_damaged_exif_is_read_without_it(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    PIL.Image.fromarray(smooth(16, 16)).save(path, exif=b"Exif\0\0garbage", **lossless(suffix))
+    assert read(path).shape == (16, 16, 3)
+    assert read_whole(path).exif is None
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_a_named_pipe_is_no_picture_of_a_folder(tmp_path: Path) -> None:
+    PIL.Image.fromarray(noise(4, 4)).save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "b.png")
+    assert find_pictures(tmp_path) == [tmp_path / "a.png"]
 
 
 def test_cmyk_without_a_profile(tmp_path: Path) -> None:

@@ -277,6 +277,23 @@ def test_a_truncated_shard_is_named(tmp_path: Path, indexed: bool) -> None:
         assert cut.read_bytes() == data
 
 
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"{"])
+def test_a_damaged_list_or_index_is_told(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "0.png").write_bytes(numbered(0))
+    packed(tmp_path / "in", tmp_path / "out", shard_count=1, min_size=8)
+    index = next((tmp_path / "out").glob("*.npy"))
+    whole = index.read_bytes()
+    for damaged in (content, whole[:100]):
+        index.write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"{index.name} is damaged; remove it, and it is made again"):
+            open_shards(str(tmp_path / "out"))
+    index.write_bytes(whole)
+    (tmp_path / "out" / "shards.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"shards\.json is damaged; sr-pipeline shards makes it again"):
+        open_shards(str(tmp_path / "out"))
+
+
 def test_no_shards(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no \.tar file in .*; sr-pipeline shards makes them"):
         open_shards(str(tmp_path))
