@@ -73,9 +73,9 @@ def remove_parts(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_stale(folder: Path, recursive: bool) -> None:
+def remove_stale(folder: Path) -> None:
     """Remove what killed processes left in a folder that others write to; theirs, here or elsewhere, are left."""
-    for path in (folder.rglob if recursive else folder.glob)(".sr-pipeline-*.part"):
+    for path in folder.glob(".sr-pipeline-*.part"):
         match = _PART.fullmatch(path.name)
         if match and match["token"] != _TOKEN and has_ended(match["host"], int(match["process"]), path):
             with suppress(OSError):  # gone, or on Windows still open

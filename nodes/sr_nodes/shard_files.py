@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Annotated, Any, cast
 
 import numpy as np
 import PIL.Image
@@ -59,9 +59,12 @@ def scanned(shard: Path, warn: Callable[[str], None]) -> Index:
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
-                file = tar.extractfile(member) if is_picture(Path(member.name)) else None
-                if file is None:  # of another kind, or a folder
+                if not is_picture(Path(member.name)) or member.isdir():
                     continue
+                if not member.isreg() or member.issparse():
+                    warn(f"left out: {shard}: {member.name}: a link, or sparse, so that its bytes are not there")
+                    continue
+                file = cast(IO[bytes], tar.extractfile(member))
                 try:
                     rows.append((member.offset_data, member.size, _side(shard, file)))
                 except UnreadablePicture as error:
@@ -164,7 +167,7 @@ def _parts(sizes: Sequence[int], most_bytes: int, most: int) -> list[range]:
 def _begin(target: Path, shards: list[Path], made_of: list[Any]) -> None:
     """Write the list of shards, or see that the one that is there is the same."""
     target.mkdir(parents=True, exist_ok=True)
-    remove_stale(target, recursive=False)
+    remove_stale(target)
     names = [shard.name for shard in shards]
     digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
     content = json.dumps({"shards": names, "made_of": digest}, indent=1) + "\n"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sr_nodes.inference import EXACT, Precision, Prepared, prepared
-from sr_nodes.memory import free_bytes, is_out_of_memory
+from sr_nodes.memory import CPU, free_bytes, is_out_of_memory
 from sr_nodes.types import Generator
 from sr_pipeline.sockets import SILENT, Reporter
 
@@ -117,9 +117,14 @@ def enlarge(
 
     Raises:
         ValueError: the pixels are none of those, or a number is out of range.
-        MemoryError: not even a tile of 16 fits; its text names what needs less.
+        MemoryError: the result does not fit into the free memory, or not even a tile of 16; its text names what needs
+            less.
     """
     _check(pixels, tile, overlap, batch)
+    needed, free = pixels.nbytes * generator.scale**2, free_bytes(CPU)
+    if needed > free:  # else the system would end the process amid the work
+        what = f"the result takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free"
+        raise MemoryError(f"{what}; enlarge a part of the picture")
     net = prepared(generator, precision, device)
     height, width = pixels.shape[1:]
     whole = Box(0, 0, height, width)

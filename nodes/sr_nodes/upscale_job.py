@@ -110,7 +110,7 @@ def picture_files(
     number, shares = share_of(share, os.environ)
     found = places(inputs, str((run_dir or Path()) / "upscaled") if output is None else output, format, suffix)
     sources = {place.source.resolve() for place in found if place.is_picture}
-    _remove_stale(found, output)
+    _remove_stale(found)
     own = shared_out(found, number, shares)
     wanted = set(own[start:])
     taken: dict[Path, Path] = {}
@@ -129,11 +129,9 @@ def picture_files(
                 yield ahead.popleft()
 
 
-def _remove_stale(found: list[Place], output: str | None) -> None:
-    if output and Path(output).is_dir():
-        remove_stale(Path(output), recursive=True)
-    for folder in {place.target.parent for place in found[:1] if place.target != PIPE and place.target.parent.is_dir()}:
-        remove_stale(folder, recursive=False)
+def _remove_stale(found: list[Place]) -> None:
+    for folder in {place.target.parent for place in found if place.target != PIPE}:
+        remove_stale(folder)
 
 
 def _begun(

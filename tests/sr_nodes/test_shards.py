@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sr_nodes.assets import graphs
 from sr_nodes.pictures import UnreadablePicture
-from sr_nodes.shard_files import make_shard, shard_parts
+from sr_nodes.shard_files import make_shard, scanned, shard_parts
 from sr_nodes.shards import Shards, open_shards, shard_crops
 from sr_pipeline.check import with_settings
 from sr_pipeline.graph import Graph
@@ -292,6 +292,25 @@ def test_a_damaged_list_or_index_is_told(tmp_path: Path, content: bytes) -> None
     (tmp_path / "out" / "shards.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"shards\.json is damaged; sr-pipeline shards makes it again"):
         open_shards(str(tmp_path / "out"))
+
+
+def test_links_in_a_shard_of_others_are_left_out_with_a_word(tmp_path: Path) -> None:
+    picture = numbered(1)
+    with tarfile.open(tmp_path / "a.tar", "w") as made:
+        made.addfile(tarinfo("a.png", len(picture)), BytesIO(picture))
+        for name, kind, to in (("b.png", tarfile.LNKTYPE, "a.png"), ("c.png", tarfile.SYMTYPE, "/nowhere/x.png")):
+            link = tarinfo(name, 0)
+            link.type, link.linkname = kind, to
+            made.addfile(link)
+    warned: list[str] = []
+    assert len(scanned(tmp_path / "a.tar", warned.append)) == 1
+    assert [text.split(": ")[2] for text in warned] == ["b.png", "c.png"]
+
+
+def tarinfo(name: str, size: int) -> tarfile.TarInfo:
+    made = tarfile.TarInfo(name)
+    made.size = size
+    return made
 
 
 def test_no_shards(tmp_path: Path) -> None:

@@ -438,3 +438,9 @@ def test_what_it_does_not_take(options: dict[str, Any], message: str) -> None:
     arguments: dict[str, Any] = {"generator": network("small"), "pixels": noise(4, 4)}
     with pytest.raises(ValueError, match=message):
         enlarge(**(arguments | options))
+
+
+def test_a_result_that_does_not_fit_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "free_bytes", lambda device: 16 * 3 * 8 * 8 * 4 - 1)
+    with pytest.raises(MemoryError, match=r"^the result takes 0\.0 GB, and 0\.0 GB of memory are free; enlarge a part"):
+        enlarge(trained(srresnet(blocks=1, channels=8)), noise(8, 8))

@@ -77,11 +77,11 @@ def test_stale_files_are_removed_and_others_are_not(tmp_path: Path) -> None:
     for name in (*kept, *gone, old):
         (tmp_path / name).write_bytes(b"")
     os.utime(tmp_path / old, (0, 0))
-    remove_stale(tmp_path, recursive=False)
+    remove_stale(tmp_path)
     assert not (tmp_path / gone[0]).exists()
     assert not (tmp_path / old).exists()
     assert (tmp_path / gone[1]).exists()
-    remove_stale(tmp_path, recursive=True)
+    remove_stale(tmp_path / "sub")
     assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == sorted(kept)
 
 
@@ -90,7 +90,7 @@ def test_what_this_process_is_writing_is_not_stale(tmp_path: Path, monkeypatch: 
     seen: list[str] = []
 
     def sync(_: int) -> None:
-        remove_stale(tmp_path, recursive=True)
+        remove_stale(tmp_path)
         seen.extend(p.name for p in tmp_path.iterdir())
 
     monkeypatch.setattr(os, "fsync", sync)
