@@ -387,9 +387,6 @@ def main() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(end.code or 0)  # all is written; torch's threads that still listen would abort an ordinary end
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
     except PipelineError as error:
         if os.environ.get("RANK", "0") != "0" and not isinstance(error, NodeRunError):
             time.sleep(3)  # the first of the processes says the same, and then all are ended

@@ -155,7 +155,8 @@ def new_folder(path: Path | None, graph: Graph) -> RunFolder:
     try:
         if path is None:
             path = _made(Path("runs") / f"{_stem(graph)}-{datetime.now():%Y%m%d-%H%M%S}")
-        path.mkdir(parents=True, exist_ok=True)
+        else:
+            path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         where = f"--run-dir {path or 'runs'}"
         raise UsageError(where, f"cannot be made: {error.strerror}", "give another folder") from None
@@ -164,10 +165,11 @@ def new_folder(path: Path | None, graph: Graph) -> RunFolder:
 
 def _made(path: Path) -> Path:
     """A folder that this call made: runs that begin in one second have names with numbers."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     for n in count(1):
         numbered = path if n == 1 else path.with_name(f"{path.name}-{n}")
         with suppress(FileExistsError):
-            numbered.mkdir(parents=True)
+            numbered.mkdir()
             return numbered
     raise AssertionError
 

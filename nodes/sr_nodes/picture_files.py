@@ -19,7 +19,16 @@ from PIL import UnidentifiedImageError
 from PIL.ExifTags import IFD, Base
 from torch import Tensor
 
-from sr_nodes.pictures import KINDS, READ, UnreadablePicture, black_at_zero, quiet, readable, through_profile
+from sr_nodes.pictures import (
+    KINDS,
+    READ,
+    UnreadablePicture,
+    black_at_zero,
+    gray_levels,
+    quiet,
+    readable,
+    through_profile,
+)
 from sr_nodes.png import decode_png16, png_depth
 from sr_pipeline.files import DAMAGE
 
@@ -181,10 +190,7 @@ def _channels(picture: PIL.Image.Image) -> tuple[Tensor, bytes | None]:
     if picture.mode == "CMYK":
         return _tensor(through_profile(picture).convert("RGB")), None
     if picture.mode.startswith("I"):
-        levels = np.asarray(black_at_zero(picture)).astype(np.int64)
-        if levels.min() < 0 or levels.max() > 65535:
-            raise ValueError(f"32-bit pixels from {levels.min()} to {levels.max()}; save it as 8 or 16 bits")
-        return torch.from_numpy(levels.astype(np.uint16))[None], icc
+        return torch.from_numpy(gray_levels(black_at_zero(picture)).astype(np.uint16))[None], icc
     if picture.mode in ("F", "LAB"):
         raise ValueError(f"pixels of mode {picture.mode}, which have no agreed white; save it as RGB of 8 or 16 bits")
     gray = picture.mode in ("1", "L", "LA", "La")

@@ -175,11 +175,20 @@ def _on_white(picture: PIL.Image.Image) -> PIL.Image.Image:
     return opaque
 
 
+def gray_levels(picture: PIL.Image.Image) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The pixels of a gray picture of 16 bits, [H, W], 0 to 65535.
+
+    Raises:
+        ValueError: it has 32, and uses them.
+    """
+    levels = np.asarray(picture).astype(np.int64)
+    if levels.min() < 0 or levels.max() > 65535:
+        raise ValueError(f"32-bit pixels from {levels.min()} to {levels.max()}; save it as 8 or 16 bits")
+    return levels
+
+
 def _from_16_bit(picture: PIL.Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    gray = np.asarray(picture).astype(np.int64)
-    if gray.min() < 0 or gray.max() > 65535:
-        raise ValueError(f"32-bit pixels from {gray.min()} to {gray.max()}; save it as 8 or 16 bits")
-    eight = ((gray + 128) // 257).astype(np.uint8)
+    eight = ((gray_levels(picture) + 128) // 257).astype(np.uint8)
     return np.repeat(eight[:, :, None], 3, axis=2)
 
 

@@ -73,6 +73,13 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
         new_folder(tmp_path / "file" / "run", Graph())
 
 
+def test_a_folder_of_runs_that_leads_nowhere_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").symlink_to(tmp_path / "gone")
+    with pytest.raises(UsageError, match=r"^--run-dir runs: cannot be made: File exists; give another folder$"):
+        new_folder(None, Graph())
+
+
 def test_a_run_is_not_scattered_over_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As an empty variable of a shell would have it."""
     monkeypatch.chdir(tmp_path)
