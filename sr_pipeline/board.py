@@ -15,11 +15,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from numpy.typing import NDArray
 
 from sr_pipeline.processes import is_running
+
+Numbers = NDArray[np.float64]
 
 _SHARED = Path("/dev/shm")  # where Linux keeps files in memory
 _ROW = 8192
@@ -39,23 +42,24 @@ class Board:
 
     def __init__(self, path: Path, rank: int, size: int) -> None:
         rows = torch.from_file(str(path), shared=True, size=2 * size * _ROW, dtype=torch.float64)
-        self.boards, self.rank, self.sums = rows.view(2, size, _ROW), rank, 0
+        self.boards, self.rank, self.sums = rows.view(2, size, _ROW).numpy(), rank, 0
         self.boards[:, rank, 1] = os.getpid()
 
-    def sum(self, numbers: Tensor) -> Tensor:
-        """The sum of a float64 tensor [N] over the processes, of which each calls it."""
+    def sum(self, numbers: Numbers) -> Numbers:
+        """The sum of an array [N] over the processes, of which each calls it."""
         self.sums += 1
         board, end = self.boards[self.sums % 2], 2 + len(numbers)
         board[self.rank, 2:end] = numbers
         board[self.rank, 0] = self.sums
-        counts, began = board[:, 0].numpy(), time.monotonic()
+        counts, began = board[:, 0], time.monotonic()
         while (counts < self.sums).any():
             os.sched_yield()
             if (waited := time.monotonic() - began) > _PATIENCE:
                 self._wait(board, waited)
-        return board[:, 2:end].sum(0)
+        total: Numbers = board[:, 2:end].sum(0)
+        return total
 
-    def _wait(self, board: Tensor, waited: float) -> None:
+    def _wait(self, board: Numbers, waited: float) -> None:
         time.sleep(_PATIENCE / 10)
         for row in board:
             process = int(row[1])
@@ -67,14 +71,15 @@ class Board:
                 raise dist.DistError(f"process {process}, which shares the run, {what}")
 
 
-def summed(numbers: Tensor) -> Tensor:
-    """The sum of a float64 tensor [N] on the CPU over all processes, the same bits in each."""
+def summed(numbers: Numbers) -> Numbers:
+    """The sum of an array [N] over all processes, the same bits in each."""
     board = _board(dist.group.WORLD)
     if board is not None and len(numbers) + 2 <= _ROW:
         return board.sum(numbers)
-    parts = [torch.empty_like(numbers) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, numbers)  # one round of messages; all_reduce takes two
-    return torch.stack(parts).sum(0)
+    parts = torch.empty(dist.get_world_size(), len(numbers), dtype=torch.float64)
+    dist.all_gather(list(parts), torch.from_numpy(numbers))  # one round of messages; all_reduce takes two
+    total: Numbers = parts.numpy().sum(0)
+    return total
 
 
 def forget() -> None:

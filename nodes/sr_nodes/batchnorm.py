@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from sr_pipeline.board import summed
+from sr_pipeline.board import Numbers, summed
 from sr_pipeline.world import World
 
 M = TypeVar("M", bound=nn.Module)
@@ -39,57 +40,66 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        out, mean, variance, count = _Synchronised.apply(input, self.weight, self.bias, self.eps)
+        mean, variance, count = _joined(_wide(input.detach()))
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(1)
             share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
-            unbiased = variance * count / (count - 1)
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
-        return cast(Tensor, out)
+            self.running_mean.lerp_(_like(self.running_mean, mean), share)
+            self.running_var.lerp_(_like(self.running_var, variance * count / (count - 1)), share)
+        return cast(Tensor, _Normalised.apply(input, self.weight, self.bias, self.eps, mean, variance, count))
 
 
-class _Synchronised(torch.autograd.Function):
-    """[B, C, H, W], normalised over all but C and over the processes; and mean [C], variance [C], count.
+def _joined(x: Tensor) -> tuple[Numbers, Numbers, float]:
+    """Mean [C] and variance [C] of [B, C, H, W] over all but C and over the processes, and of how many numbers.
 
-    Sums travel in float64: the variance is a difference of two of them (Ioffe and Szegedy, 2015, algorithm 1, and
-    the gradients of section 3).
+    Sums travel in float64: the variance is a difference of two of them (Ioffe and Szegedy, 2015, algorithm 1).
+    """
+    own = x.numel() // x.shape[1]
+    found = torch.batch_norm_update_stats(x, None, None, 0.0)
+    mean, variance = (part.numpy().astype(np.float64) for part in found)
+    sums = summed(np.concatenate((mean * own, (variance + mean**2) * own, (own,))))
+    mean, squares = sums[:-1].reshape(2, -1) / sums[-1]
+    return mean, np.maximum(squares - mean**2, 0.0), float(sums[-1])
+
+
+class _Normalised(torch.autograd.Function):
+    """[B, C, H, W] by the joined batches' statistics, of which the gradient is that of the joined batches, too.
+
+    Those of weight and bias are this process's part of theirs (Ioffe and Szegedy, 2015, section 3).
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, mean: Numbers, variance: Numbers, count: float
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.statistics = mean, variance, count, eps
         wide = _wide(x)
-        mean, variance = (part.double() for part in torch.batch_norm_update_stats(wide, None, None, 0.0))
-        own = x.new_tensor([x.numel() // x.shape[1]], dtype=torch.float64)
-        sums = summed(torch.cat([own, mean * own, (variance + mean.square()) * own]))
-        count, total, squares = sums[:1], *sums[1:].chunk(2)
-        mean = total / count
-        variance = (squares / count - mean.square()).clamp_(min=0)
-        ctx.eps = eps
-        ctx.save_for_backward(x, weight, mean, variance, count)
-        out = F.batch_norm(x, mean.to(wide.dtype), variance.to(wide.dtype), weight, bias, training=False, eps=eps)
-        ctx.mark_non_differentiable(mean, variance, count)
-        return out, mean, variance, count
+        return F.batch_norm(x, _like(wide, mean), _like(wide, variance), weight, bias, training=False, eps=eps)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, variance, count = ctx.saved_tensors
-        wide = _wide(x)
-        # As if mean and variance were constants: so torch's kernel gives the sums, and the first part of x's gradient.
-        constants = weight, mean.to(wide.dtype), variance.to(wide.dtype), None, None, False, ctx.eps, [True] * 3
-        of_x, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(_wide(grad), wide, *constants)
-        sums = summed(torch.cat([of_bias, of_weight]).double())
-        bias_mean, weight_mean = (sums / count).chunk(2)
-        # The rest, weight * inverse * (-mean(g) - normalised * mean(g * normalised)), is a line in x for each channel.
-        inverse = (variance + ctx.eps).rsqrt()
-        slope = -weight.double() * inverse.square() * weight_mean
-        offset = -weight.double() * inverse * bias_mean - slope * mean
-        by_channel = [part.to(wide.dtype).view(-1, 1, 1) for part in (slope, offset)]
-        of_x.addcmul_(wide, by_channel[0]).add_(by_channel[1])
-        return of_x.to(x.dtype), of_weight, of_bias, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (x, weight), (mean, variance, count, eps) = ctx.saved_tensors, ctx.statistics
+        wide, wide_grad = _wide(x), _wide(grad)
+        # As if mean and variance were constants: so torch's kernel gives the sums.
+        constants = weight, _like(wide, mean), _like(wide, variance), None, None, False, eps
+        only_sums = [False, True, True]
+        _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(wide_grad, wide, *constants, only_sums)
+        sums = summed(np.concatenate((of_bias.numpy(), of_weight.numpy())).astype(np.float64))
+        bias_mean, weight_mean = sums.reshape(2, -1) / count
+        # weight * inverse * (g - mean(g) - normalised * mean(g * normalised)): of g that kernel, of x a slope.
+        slope = -weight.detach().numpy() / (variance + eps) * weight_mean
+        middle, spread = _like(wide, bias_mean), _like(wide, variance)
+        of_x = F.batch_norm(wide_grad, middle, spread, weight, _like(wide, -slope * mean), training=False, eps=eps)
+        of_x.addcmul_(wide, _like(wide, slope).view(-1, 1, 1))
+        return of_x.to(x.dtype), of_weight, of_bias, None, None, None, None
 
 
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
+
+
+def _like(x: Tensor, numbers: Numbers) -> Tensor:
+    return torch.from_numpy(numbers).to(x.dtype)
