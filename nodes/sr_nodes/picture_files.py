@@ -29,7 +29,7 @@ from sr_nodes.pictures import (
     readable,
     through_profile,
 )
-from sr_nodes.png import decode_png16, png_depth
+from sr_nodes.png import deep_channels, png_depth
 from sr_pipeline.files import DAMAGE
 
 PIPE = Path("-")
@@ -134,8 +134,7 @@ def _check_frames(path: Path, picture: PIL.Image.Image) -> None:
 
 
 def _decoded(picture: PIL.Image.Image, data: bytes) -> Picture:
-    deep = png_depth(data) == 16
-    if not deep:
+    if png_depth(data) != 16:
         picture.load()
         _scale_clear_gray(picture, png_depth(data))
     notes = ["the first picture of several is taken"] if getattr(picture, "n_frames", 1) > 1 else []
@@ -146,7 +145,7 @@ def _decoded(picture: PIL.Image.Image, data: bytes) -> Picture:
     except (OSError, *DAMAGE):
         exif, notes = PIL.Image.Exif(), [*notes, "its EXIF is damaged and left out"]
     turn = _UPRIGHT.get(exif.get(Base.Orientation, 1))
-    channels, icc = _deep_channels(picture, data) if deep else _channels(picture)
+    channels, icc = _channels(picture, data)
     upright = (turn(channels) if turn else channels).contiguous()
     opaque = len(upright) in (1, 3)
     try:
@@ -175,18 +174,11 @@ def _depths(picture: PIL.Image.Image) -> Any:
     return getattr(picture, "tag_v2", {}).get(Base.BitsPerSample, 8)
 
 
-def _deep_channels(picture: PIL.Image.Image, data: bytes) -> tuple[Tensor, bytes | None]:
-    levels, key = decode_png16(data), picture.info.get("transparency")
-    if key is not None and len(levels) in (1, 3):
-        wide = levels.to(torch.int32)
-        clear = (wide == torch.tensor(key).view(-1, 1, 1)).all(dim=0, keepdim=True)
-        levels = torch.cat([wide, 65535 * (~clear).to(torch.int32)]).to(torch.uint16)
-    return levels, picture.info.get("icc_profile")
-
-
-def _channels(picture: PIL.Image.Image) -> tuple[Tensor, bytes | None]:
+def _channels(picture: PIL.Image.Image, data: bytes) -> tuple[Tensor, bytes | None]:
     """Gray, gray and alpha, RGB or RGBA, and the profile that its values are in."""
     icc = picture.info.get("icc_profile")
+    if png_depth(data) == 16:
+        return deep_channels(data, picture.info.get("transparency")), icc
     if picture.mode == "CMYK":
         return _tensor(through_profile(picture).convert("RGB")), None
     if picture.mode.startswith("I"):

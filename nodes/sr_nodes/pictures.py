@@ -18,7 +18,7 @@ from PIL.ExifTags import Base
 from torch import Tensor
 
 from sr_nodes.modules import CPU
-from sr_nodes.png import text_chunks
+from sr_nodes.png import deep_channels, png_depth, text_chunks
 from sr_nodes.types import Image
 from sr_pipeline.files import DAMAGE, written_beside
 from sr_pipeline.node import node
@@ -63,7 +63,7 @@ def quiet() -> Iterator[None]:
 def read_picture(path: Path) -> Tensor:
     """The first frame of a picture file, uint8 RGB [3, H, W].
 
-    The EXIF orientation is applied; transparency is put on white; 16-bit gray is divided by 257 and rounded; an
+    The EXIF orientation is applied; transparency is put on white; 16 bits are divided by 257 and rounded; an
     embedded colour profile (CMYK, Display P3, Adobe RGB) is converted to sRGB.
 
     Raises:
@@ -111,10 +111,15 @@ def decoded_bytes(path: Path) -> int:
 
 
 def _decode(path: Path) -> Tensor:
-    with readable(path), PIL.Image.open(path, formats=READ) as picture:
+    with readable(path):
+        return decoded(path.read_bytes())
+
+
+def decoded(data: bytes) -> Tensor:
+    """The first frame of a picture file's content, as ``read_pixels`` gives it; raises what decoders raise."""
+    with PIL.Image.open(BytesIO(data), formats=READ) as picture:
         picture.load()
-        array = as_rgb(upright(black_at_zero(picture)))
-    return torch.from_numpy(array).permute(2, 0, 1)
+        return torch.from_numpy(_as_rgb(_upright(_eight_bits(picture, data)))).permute(2, 0, 1)
 
 
 @contextmanager
@@ -135,12 +140,23 @@ def readable(path: Path) -> Iterator[None]:
         raise UnreadablePicture(f"{path}: damaged or unsupported: {error}") from error
 
 
-def upright(picture: PIL.Image.Image) -> PIL.Image.Image:
+def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:
     """The picture turned as its EXIF says; as it lies where that is damaged."""
     try:
         return ImageOps.exif_transpose(picture)
     except DAMAGE:
         return picture
+
+
+def _eight_bits(picture: PIL.Image.Image, data: bytes) -> PIL.Image.Image:
+    """The picture; a PNG of 16 bits rounded, of which Pillow keeps the high byte, or no alpha."""
+    if png_depth(data) != 16:
+        return black_at_zero(picture)
+    levels = deep_channels(data, picture.info.get("transparency")).to(torch.int32)
+    rounded = ((levels + 128) // 257).to(torch.uint8).permute(1, 2, 0).numpy()
+    made = PIL.Image.fromarray(rounded[:, :, 0] if rounded.shape[2] == 1 else rounded)
+    made.info = {key: value for key, value in picture.info.items() if key != "transparency"}
+    return made
 
 
 def black_at_zero(picture: PIL.Image.Image) -> PIL.Image.Image:
@@ -153,7 +169,7 @@ def black_at_zero(picture: PIL.Image.Image) -> PIL.Image.Image:
     return made
 
 
-def as_rgb(picture: PIL.Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _as_rgb(picture: PIL.Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """The pixels of an upright picture as 8-bit sRGB, [H, W, 3]; as ``read_picture`` says."""
     if picture.mode == "F":
         raise ValueError("floating-point pixels, which have no agreed white; save it as 8 or 16 bits")

@@ -45,6 +45,16 @@ def decode_png16(data: bytes) -> Tensor:
     return torch.from_numpy(levels).permute(2, 0, 1)
 
 
+def deep_channels(data: bytes, key: int | tuple[int, ...] | None) -> Tensor:
+    """As ``decode_png16``, and alpha where the file names a gray or a colour, ``key``, that is transparent."""
+    levels = decode_png16(data)
+    if key is None or len(levels) not in (1, 3):
+        return levels
+    wide = levels.to(torch.int32)
+    clear = (wide == torch.tensor(key).view(-1, 1, 1)).all(dim=0, keepdim=True)
+    return torch.cat([wide, 65535 * (~clear).to(torch.int32)]).to(torch.uint16)
+
+
 def _bytes(data: bytes, rawmode: str) -> np.ndarray[Any, np.dtype[Any]]:
     """The pixels as Pillow unpacks them in a mode of its decoder."""
     with PIL.Image.open(BytesIO(data), formats=("PNG",)) as picture:

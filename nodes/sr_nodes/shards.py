@@ -6,19 +6,17 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from io import BytesIO
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import PIL.Image
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from sr_nodes.crops import UNSEEDED, Crops, check_alike, images
 from sr_nodes.modules import CPU
-from sr_nodes.pictures import READ, UnreadablePicture, as_rgb, quiet, readable, upright
+from sr_nodes.pictures import UnreadablePicture, decoded, quiet, readable
 from sr_nodes.shard_files import LIST, Index, index_path, member_name, saved_index, scanned
 from sr_nodes.types import Image
 from sr_pipeline.jsontext import read_json
@@ -52,13 +50,11 @@ class Shards:
                 with file.open("rb", buffering=0) as opened:
                     opened.seek(offset)
                     data = opened.read(length)
-                with quiet(), PIL.Image.open(BytesIO(data), formats=READ) as picture:
-                    picture.load()
-                    pixels = as_rgb(upright(picture))
+                with quiet():
+                    return decoded(data)
         except UnreadablePicture as error:
             reason = str(error).removeprefix(f"{file}: ")
             raise UnreadablePicture(f"{self.name(number)}: {reason}") from error
-        return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def _file(self, number: int) -> Path:
         return self.files[int(np.searchsorted(self.first, number, side="right")) - 1]

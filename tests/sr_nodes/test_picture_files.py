@@ -17,7 +17,7 @@ from PIL import ImageCms, ImageOps
 from PIL.ExifTags import IFD, Base
 
 from sr_nodes.picture_files import Picture, read_whole
-from sr_nodes.pictures import UnreadablePicture
+from sr_nodes.pictures import UnreadablePicture, read_picture
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -72,6 +72,28 @@ def test_png_of_16_bits_stays_as_it_is(count: int, tmp_path: Path) -> None:
     assert read.pixels.dtype == torch.uint16
     assert np.array_equal(channels(read), array)
     assert (read.alpha is None) == (count in (1, 3))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_png_of_16_bits_is_rounded_where_8_are_wanted(count: int, tmp_path: Path) -> None:
+    """On white where it is clear: within the one level that rounding before and after it makes."""
+    array = noise(40, 50, count, 65536)
+    (tmp_path / "a.png").write_bytes(png16(array))
+    colours = array[:, :, : count - 1] if count % 2 == 0 else array
+    opaque = array[:, :, -1:] / 65535 if count % 2 == 0 else 1.0
+    wanted = np.broadcast_to(255 * (colours / 65535 * opaque + 1 - opaque), (40, 50, 3))
+    found = read_picture(tmp_path / "a.png").permute(1, 2, 0).numpy() - wanted
+    assert np.abs(found).max() <= (0.5 if count % 2 else 1.5)
+    assert abs(found.mean()) < 0.02  # the high byte alone is half a level too dark
+
+
+def test_png_of_16_bits_with_a_clear_colour_is_on_white_and_upright(tmp_path: Path) -> None:
+    array = np.array([[[1000, 2000, 3000], [1000, 2000, 3001]]], np.uint16)
+    exif = PIL.Image.Exif()
+    exif[Base.Orientation] = 3  # by 180 degrees
+    extra = chunk(b"tRNS", struct.pack(">3H", 1000, 2000, 3000)) + chunk(b"eXIf", exif.tobytes()[6:])
+    (tmp_path / "a.png").write_bytes(png16(array, extra))
+    assert read_picture(tmp_path / "a.png").permute(1, 2, 0).tolist() == [[[4, 8, 12], [255, 255, 255]]]
 
 
 def test_interlaced_png_of_16_bits(tmp_path: Path) -> None:
