@@ -27,7 +27,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import measure
-from measure import DATA, Seconds, arguments, device_of, in_turn, machine, publish, ratio, short, spread
+from measure import DATA, HERE, Seconds, arguments, device_of, in_turn, machine, publish, ratio, short, spread
 from sr_nodes.assets import graphs
 from turns import PLACE
 
@@ -133,15 +133,7 @@ def main() -> int:
         settings.append(f"photos.folder={DATA / 'photos'}")
     with tempfile.TemporaryDirectory() as name:
         graph = in_turns(options.graph, Path(name))
-        words = [
-            sys.executable,
-            "-m",
-            "sr_pipeline",
-            "run",
-            str(graph),
-            "--pack",
-            str(Path(__file__).parent / "turns.py"),
-        ]
+        words = [sys.executable, "-m", "sr_pipeline", "run", str(graph), "--pack", str(HERE / "turns.py")]
         steps = 1 + UNCOUNTED + 1 + rounds  # begin's, the uncounted here and in in_turn, and those that are timed
         words += ["--steps", str(steps), "--threads", "1", "--device", device.type, "--precision", options.precision]
         words += [word for setting in settings for word in ("--set", setting)]

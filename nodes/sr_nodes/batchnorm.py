@@ -40,13 +40,13 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        mean, variance, count = _joined(_wide(input.detach()))
+        mean, variance, count = _joined(input.detach().to(_width(input)))
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(1)
             share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
-            self.running_mean.lerp_(_like(self.running_mean, mean), share)
-            self.running_var.lerp_(_like(self.running_var, variance * count / (count - 1)), share)
+            self.running_mean.lerp_(_tensor(mean, self.running_mean.dtype), share)
+            self.running_var.lerp_(_tensor(variance * count / (count - 1), self.running_var.dtype), share)
         return cast(Tensor, _Normalised.apply(input, self.weight, self.bias, self.eps, mean, variance, count))
 
 
@@ -75,31 +75,33 @@ class _Normalised(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.statistics = mean, variance, count, eps
-        wide = _wide(x)
-        return F.batch_norm(x, _like(wide, mean), _like(wide, variance), weight, bias, training=False, eps=eps)
+        width = _width(x)
+        return F.batch_norm(x, _tensor(mean, width), _tensor(variance, width), weight, bias, training=False, eps=eps)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x, weight), (mean, variance, count, eps) = ctx.saved_tensors, ctx.statistics
-        wide, wide_grad = _wide(x), _wide(grad)
+        width = _width(x)
+        wide, wide_grad, spread = x.to(width), grad.to(width), _tensor(variance, width)
         # As if mean and variance were constants: so torch's kernel gives the sums.
-        constants = weight, _like(wide, mean), _like(wide, variance), None, None, False, eps
+        constants = weight, _tensor(mean, width), spread, None, None, False, eps
         only_sums = [False, True, True]
         _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(wide_grad, wide, *constants, only_sums)
         sums = summed(np.concatenate((of_bias.numpy(), of_weight.numpy())).astype(np.float64))
         bias_mean, weight_mean = sums.reshape(2, -1) / count
         # weight * inverse * (g - mean(g) - normalised * mean(g * normalised)): of g that kernel, of x a slope.
         slope = -weight.detach().numpy() / (variance + eps) * weight_mean
-        middle, spread = _like(wide, bias_mean), _like(wide, variance)
-        of_x = F.batch_norm(wide_grad, middle, spread, weight, _like(wide, -slope * mean), training=False, eps=eps)
-        of_x.addcmul_(wide, _like(wide, slope).view(-1, 1, 1))
+        middle, offset = _tensor(bias_mean, width), _tensor(-slope * mean, width)
+        of_x = F.batch_norm(wide_grad, middle, spread, weight, offset, training=False, eps=eps)
+        of_x.addcmul_(wide, _tensor(slope, width).view(-1, 1, 1))
         return of_x.to(x.dtype), of_weight, of_bias, None, None, None, None
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+def _width(x: Tensor) -> torch.dtype:
+    """What statistics of such a tensor are computed in."""
+    return torch.promote_types(x.dtype, torch.float32)
 
 
-def _like(x: Tensor, numbers: Numbers) -> Tensor:
-    return torch.from_numpy(numbers).to(x.dtype)
+def _tensor(numbers: Numbers, dtype: torch.dtype) -> Tensor:
+    return torch.from_numpy(numbers).to(dtype)

@@ -15,7 +15,7 @@ from PIL.ExifTags import IFD, Base
 from torch import Tensor
 
 from sr_nodes.picture_files import Picture, copied_exif
-from sr_nodes.png import encode_png16, text_chunks
+from sr_nodes.png import encode_png16, rounded_to_8, text_chunks
 from sr_pipeline.files import DAMAGE
 
 _QUALITY = {"JPEG": 95, "WEBP": 95, "AVIF": 85}
@@ -48,8 +48,8 @@ def fitted(picture: Picture, kind: str) -> Picture:
     deep_tiff = kind == "TIFF" and len(picture.pixels) == 1 and picture.alpha is None
     if picture.pixels.dtype == torch.uint16 and kind != "PNG" and not deep_tiff:
         notes.append(f"16 bits a channel were written as the 8 that {kind} holds here; as PNG all are kept")
-        alpha = None if picture.alpha is None else by_rows(_eight, picture.alpha)
-        picture = replace(picture, pixels=by_rows(_eight, picture.pixels), alpha=alpha)
+        alpha = None if picture.alpha is None else by_rows(rounded_to_8, picture.alpha)
+        picture = replace(picture, pixels=by_rows(rounded_to_8, picture.pixels), alpha=alpha)
     if picture.alpha is not None and kind in ("JPEG", "BMP"):
         notes.append(f"transparency was put on white, because {kind} has none")
         picture = replace(picture, pixels=by_rows(_on_white, picture.pixels, picture.alpha), alpha=None)
@@ -85,10 +85,6 @@ def by_rows(function: Callable[..., Tensor], *parts: Tensor) -> Tensor:
         out[:, row : row + _ROWS] = block
     assert out is not None
     return out
-
-
-def _eight(levels: Tensor) -> Tensor:
-    return ((levels.to(torch.int32) + 128) // 257).to(torch.uint8)
 
 
 def _gray_as_srgb(picture: Picture, icc: bytes) -> tuple[Picture, str]:

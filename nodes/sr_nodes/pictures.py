@@ -18,7 +18,7 @@ from PIL.ExifTags import Base
 from torch import Tensor
 
 from sr_nodes.modules import CPU
-from sr_nodes.png import deep_channels, png_depth, text_chunks
+from sr_nodes.png import deep_channels, png_depth, rounded_to_8, text_chunks
 from sr_nodes.types import Image
 from sr_pipeline.files import DAMAGE, written_beside
 from sr_pipeline.node import node
@@ -152,8 +152,7 @@ def _eight_bits(picture: PIL.Image.Image, data: bytes) -> PIL.Image.Image:
     """The picture; a PNG of 16 bits rounded, of which Pillow keeps the high byte, or no alpha."""
     if png_depth(data) != 16:
         return black_at_zero(picture)
-    levels = deep_channels(data, picture.info.get("transparency")).to(torch.int32)
-    rounded = ((levels + 128) // 257).to(torch.uint8).permute(1, 2, 0).numpy()
+    rounded = rounded_to_8(deep_channels(data, picture.info.get("transparency"))).permute(1, 2, 0).numpy()
     made = PIL.Image.fromarray(rounded[:, :, 0] if rounded.shape[2] == 1 else rounded)
     made.info = {key: value for key, value in picture.info.items() if key != "transparency"}
     return made
@@ -204,8 +203,7 @@ def gray_levels(picture: PIL.Image.Image) -> np.ndarray[Any, np.dtype[np.int64]]
 
 
 def _from_16_bit(picture: PIL.Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    eight = ((gray_levels(picture) + 128) // 257).astype(np.uint8)
-    return np.repeat(eight[:, :, None], 3, axis=2)
+    return np.repeat(rounded_to_8(torch.from_numpy(gray_levels(picture))).numpy()[:, :, None], 3, axis=2)
 
 
 def through_profile(picture: PIL.Image.Image) -> PIL.Image.Image:

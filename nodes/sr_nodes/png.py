@@ -55,6 +55,15 @@ def deep_channels(data: bytes, key: int | tuple[int, ...] | None) -> Tensor:
     return torch.cat([wide, 65535 * (~clear).to(torch.int32)]).to(torch.uint16)
 
 
+def rounded_to_8(levels: Tensor) -> Tensor:
+    """Levels from 0 to 65535 as uint8: divided by 257, and rounded.
+
+    >>> rounded_to_8(torch.tensor([128, 129, 65535]))
+    tensor([  0,   1, 255], dtype=torch.uint8)
+    """
+    return ((levels.to(torch.int32) + 128) // 257).to(torch.uint8)
+
+
 def _bytes(data: bytes, rawmode: str) -> np.ndarray[Any, np.dtype[Any]]:
     """The pixels as Pillow unpacks them in a mode of its decoder."""
     with PIL.Image.open(BytesIO(data), formats=("PNG",)) as picture:
