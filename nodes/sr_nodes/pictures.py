@@ -260,7 +260,8 @@ def to_image(pixels: Tensor) -> Image:
     >>> to_image(torch.tensor([0, 51, 255], dtype=torch.uint8).view(3, 1, 1)).flatten()
     tensor([0.0000, 0.2000, 1.0000])
     """
-    image = pixels.to(torch.float32).div_(255)
+    # By a tensor, because CUDA multiplies by one over a number, which is another float32 for half of them.
+    image = pixels.to(torch.float32).div_(torch.full((), 255.0, device=pixels.device))
     return image if image.ndim == 4 else image.unsqueeze(0)
 
 
