@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from functools import cache
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -14,6 +15,8 @@ from sr_nodes.types import Image
 from sr_pipeline.node import node
 
 Factor = Annotated[int, Field(ge=2, le=8)]
+_CROP = 256
+"""Pixels a side at most of an image that is shrunk by two products of matrices: few kernels, and most of them zeros."""
 
 
 @node(category="degradation")
@@ -29,15 +32,33 @@ def bicubic(hr: Image, scale: Factor = 4, eight_bit: bool = False) -> Image:
         scale: how many times smaller.
         eight_bit: round to k / 255, as a file would hold it; no gradient passes then.
     """
-    # Two output pixels of mirror image reach as far as the widened kernel. The far side is filled up to a whole
-    # number of output pixels, so that the ratio of sizes is exactly `scale`.
-    height, width = (math.ceil(n / scale) for n in hr.shape[-2:])
-    pad = 2 * scale
-    # In float64, because float32 sums are off by more than 0.0001 of a gray level.
-    padded = _mirror(hr, pad, (pad + height * scale - hr.shape[-2], pad + width * scale - hr.shape[-1])).double()
-    small = F.interpolate(padded, size=(height + 4, width + 4), mode="bicubic", antialias=True)
-    lr = small[..., 2:-2, 2:-2].clamp(0, 1).to(hr.dtype)
+    image = hr.double()  # because float32 sums are off by more than 0.0001 of a gray level
+    if max(hr.shape[-2:]) <= _CROP:
+        down, across = (_bicubic_matrix(side, scale, hr.device) for side in hr.shape[-2:])
+        small = down @ image @ across.t()
+    else:
+        small = _shrunk(_shrunk(image, scale, -2), scale, -1)
+    lr = small.clamp(0, 1).to(hr.dtype)
     return (lr * 255).round() / 255 if eight_bit else lr
+
+
+@cache
+def _bicubic_matrix(side: int, scale: int, device: torch.device) -> Tensor:
+    """[ceil(side / scale), side]: what ``_shrunk`` makes of each pixel."""
+    with torch.inference_mode(False):  # it is kept, for gradients too
+        return _shrunk(torch.eye(side, dtype=torch.float64)[None, None], scale, -2)[0, 0].to(device)
+
+
+def _shrunk(image: Tensor, scale: int, dim: Literal[-2, -1]) -> Tensor:
+    """Along one side.
+
+    Two output pixels of mirror image reach as far as the widened kernel. The far side is filled up to a whole number of
+    output pixels, so that the ratio of sizes is exactly ``scale``.
+    """
+    size, pad = math.ceil(image.shape[dim] / scale), 2 * scale
+    padded = _mirror(image, dim, pad, pad + size * scale - image.shape[dim])
+    sizes = (size + 4, image.shape[-1]) if dim == -2 else (image.shape[-2], size + 4)
+    return F.interpolate(padded, size=sizes, mode="bicubic", antialias=True).narrow(dim, 2, size)
 
 
 @node(category="degradation")
@@ -53,7 +74,7 @@ def bicubic_upscale(lr: Image, scale: Factor = 4) -> Image:
     """
     # antialias=True changes nothing of an enlargement but the kernel: a = -1/2 as MATLAB's, where plain bicubic has
     # a = -3/4. In float64, because float32 coordinates are off by 0.01 of a gray level where 1 / scale is not exact.
-    padded = _mirror(lr, 2, (2, 2)).double()
+    padded = _mirror(_mirror(lr, -2, 2, 2), -1, 2, 2).double()
     large = F.interpolate(padded, scale_factor=float(scale), mode="bicubic", antialias=True)
     cut = slice(2 * scale, -2 * scale)
     return large[..., cut, cut].clamp(0, 1).to(lr.dtype)
@@ -77,19 +98,17 @@ def gaussian_downsample(hr: Image, scale: Factor = 4, sigma: Annotated[float, Fi
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
     kernel = (kernel / kernel.sum()).to(hr.device, hr.dtype, non_blocking=True)
     height, width = hr.shape[-2:]
-    padded = _mirror(hr, pad, (pad + -height % scale, pad + -width % scale))
+    padded = _mirror(_mirror(hr, -2, pad, pad + -height % scale), -1, pad, pad + -width % scale)
     rows = (padded.unfold(-2, len(kernel), scale) * kernel).sum(-1)
     return (rows.unfold(-1, len(kernel), scale) * kernel).sum(-1)
 
 
-def _mirror(image: Tensor, near: int, far: tuple[int, int]) -> Tensor:
-    """The image continued beyond its borders by its mirror image, edge pixel repeated, again and again if it is small.
+def _mirror(image: Tensor, dim: int, near: int, far: int) -> Tensor:
+    """The image continued beyond two borders by its mirror image, edge pixel repeated, again and again if it is small.
 
-    >>> _mirror(torch.arange(3.0).expand(1, 1, 1, 3), 4, (0, 2))[0, 0, 0].tolist()
+    >>> _mirror(torch.arange(3.0), 0, 4, 2).tolist()
     [2.0, 2.0, 1.0, 0.0, 0.0, 1.0, 2.0, 2.0, 1.0]
     """
-    for dim, beyond in zip((-2, -1), far, strict=True):
-        size = image.shape[dim]
-        index = torch.arange(-near, size + beyond, device=image.device) % (2 * size)
-        image = image.index_select(dim, torch.where(index < size, index, 2 * size - 1 - index))
-    return image
+    size = image.shape[dim]
+    index = torch.arange(-near, size + far, device=image.device) % (2 * size)
+    return image.index_select(dim, torch.where(index < size, index, 2 * size - 1 - index))

@@ -86,6 +86,15 @@ def test_bicubic_in_eight_bits_is_the_nearest_gray_level() -> None:
     assert (lr - 255 * bicubic(hr)).abs().max() <= 0.5001
 
 
+def test_bicubic_has_a_gradient_after_it_ran_without() -> None:
+    """What it keeps for a size serves both."""
+    with torch.inference_mode():
+        bicubic(torch.rand(1, 3, 44, 36))
+    hr = torch.rand(1, 3, 44, 36, requires_grad=True)
+    bicubic(hr).sum().backward()  # type: ignore[no-untyped-call]
+    assert hr.grad is not None
+
+
 def test_bicubic_has_the_gradient_of_a_linear_map() -> None:
     hr = (noise(9, 8) * 0.5 + 0.25).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda image: bicubic(image, 4), hr)
