@@ -43,8 +43,7 @@ def mse_loss(sr: Image, hr: Image, reduction: Reduction = "mean", weight: Weight
         weight: factor of the loss.
     """
     check_same_shape(sr, hr)
-    squared = (sr - hr).square()
-    return weight * (squared.sum() / len(sr) if reduction == "sum" else squared.mean())
+    return weight * (F.mse_loss(sr, hr, reduction="sum") / len(sr) if reduction == "sum" else F.mse_loss(sr, hr))
 
 
 @node(category="loss")
@@ -59,7 +58,7 @@ def l1_loss(sr: Image, hr: Image, weight: Weight = 1.0) -> Loss:
         weight: factor of the loss.
     """
     check_same_shape(sr, hr)
-    return weight * (sr - hr).abs().mean()
+    return weight * F.l1_loss(sr, hr)
 
 
 @node(category="loss")
