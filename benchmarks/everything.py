@@ -25,6 +25,8 @@ TO_BE_CONTINUED = 75
 PARTS: dict[str, list[str]] = {  # the most telling first: a lent machine's time is short
     "step-srgan": ["step.py", "--network", "srgan", "--name", "step-srgan"],
     "step-srresnet": ["step.py", "--network", "srresnet", "--name", "step-srresnet"],
+    "replay-srgan": ["replay.py", "--network", "srgan"],
+    "replay-srresnet": ["replay.py", "--network", "srresnet"],
     "data": ["data.py"],
     "levers": ["levers.py"],
     "inference": ["inference.py", "--rounds", "3"],
@@ -35,6 +37,7 @@ PARTS: dict[str, list[str]] = {  # the most telling first: a lent machine's time
     "overhead": ["overhead.py"],
     "precision_psnr": ["precision_psnr.py"],
 }
+CUDA_ALONE = {"gpu-tests", "replay-srgan", "replay-srresnet"}
 
 
 def tests(path: Path) -> int:
@@ -59,7 +62,7 @@ def main() -> int:
     RESULTS.mkdir(exist_ok=True)
     paths = {name: RESULTS / f"{name}.{slug(machine(device))}.json" for name in ("gpu-tests", *PARTS)}
     if device.type != "cuda":
-        del paths["gpu-tests"]
+        paths = {name: path for name, path in paths.items() if name not in CUDA_ALONE}
     failed = False
     for name, path in paths.items():
         if path.is_file():

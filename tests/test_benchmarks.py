@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
@@ -16,6 +17,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import levers
 import loops
 import measure
+import replay
 import step
 from sr_pipeline.precision import Mode
 
@@ -128,3 +130,36 @@ def test_a_turn_lasts_as_long_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_machines_name_is_fit_for_a_file() -> None:
     assert measure.slug({"device": "NVIDIA H200 (SXM)"}) == "nvidia-h200-sxm"
+
+
+# replay.py: what a GPU did
+
+KERNELS = [
+    replay.Kernel("void convolve<64>(int)", 7, 0.0, 10.0),
+    replay.Kernel("void convolve<64>(int)", 7, 11.0, 10.0),
+    replay.Kernel("normalise", 9, 5.0, 10.0),
+    replay.Kernel("Memset", 7, 71.0, 10.0),
+]
+
+
+def test_a_replay_is_summed_up() -> None:
+    """Two kernels side by side are one busy time; 50 of the 81 microseconds are idle."""
+    found = replay.summary(KERNELS)
+    assert (found["number"], found["us"], found["busy"]) == (4, 81.0, round(31 / 81, 3))
+    assert next(iter(found["by_name"].items())) == ("convolve<64>(int)", {"times": 2, "us": 20.0})
+    assert {kernel.kind for kernel in KERNELS} == {
+        "convolutions and products", "BatchNorm and activations", "the rest"
+    }  # fmt: skip
+
+
+def test_rows_of_a_replays_picture_do_not_overlap() -> None:
+    """A stream's run of kernels is one branch, and what comes much later goes where there is room."""
+    assert replay.lanes(KERNELS) == [[KERNELS[0], KERNELS[1], KERNELS[3]], [KERNELS[2]]]
+
+
+def test_a_replays_picture_has_a_bar_for_each_kernel(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "replay.png"
+    replay.picture(KERNELS, "a step", path)
+    colours = {colour for _, colour in Image.open(path).convert("RGB").getcolors(1 << 24) or ()}
+    assert {(0x2F, 0x6D, 0xB5), (0xE0, 0x8A, 0x2E), (0x9A, 0xA5, 0xB1)} <= colours
