@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from sr_pipeline.streams import recorded, there_since
+from sr_pipeline.streams import joining, recorded, there_since
 
 T = TypeVar("T")
 
@@ -47,10 +47,11 @@ class CudaGraph:
         try:
             # Of this thread's calls alone: the one that writes checkpoints may use the device meanwhile.
             with torch.cuda.graph(graph, stream=self.side, capture_error_mode="thread_local"):
+                _begin(self.device)
                 self.began = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 self.began.record()
                 self.used, self.done, self.ends = 0, [], {}
-                with there_since(self.began, fed), recorded():
+                with there_since(self.began, fed), recorded(), joining(self.side):
                     made = work()
                 for event in self.done:
                     self.side.wait_event(event)
@@ -68,7 +69,7 @@ class CudaGraph:
             stream.wait_event(self.done[n])
         for tensor in (tensor for tensor in read if tensor.is_cuda):
             tensor.record_stream(stream)  # so that whoever made it does not use its memory again before
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream), joining(stream):
             yield
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(stream)
@@ -96,9 +97,14 @@ class CudaGraph:
         self.graph = None
 
 
+def _begin(device: torch.device) -> None:
+    """One kernel that all branches follow: CUDA begins those of a graph with several roots one after the other."""
+    torch.zeros((), device=device)
+
+
 def _urgent(device: torch.device) -> torch.cuda.Stream:
-    """A stream whose work goes before that of others, of nodes' own for one."""
-    return torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+    """A stream whose work goes before that of what nodes do ``beside`` it, and that before other streams'."""
+    return torch.cuda.Stream(device, priority=-2)  # type: ignore[no-untyped-call]
 
 
 @contextmanager

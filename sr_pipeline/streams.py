@@ -1,5 +1,5 @@
 """CUDA's streams, for nodes: whether a step is recorded as one CUDA graph, since when a tensor is there, and tensors
-made ahead of their use."""
+made ahead of their use, and work beside a node's own."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 _NAME = "_ready_since"
 _RECORDED = ContextVar("recorded", default=False)
+_USED: ContextVar[list[torch.cuda.Stream] | None] = ContextVar("used", default=None)
 _LEAD = 4
 """Tensors made ahead whose use is on its way."""
 
@@ -49,6 +50,50 @@ def ready_since(tensor: Tensor) -> torch.cuda.Event | None:
     """The event since which it is there: a node's own stream need not wait longer. None where nothing is known."""
     found: torch.cuda.Event | None = getattr(tensor, _NAME, None)
     return found
+
+
+@contextmanager
+def joining(stream: torch.cuda.Stream) -> Iterator[None]:
+    """Amid a recording, the stream goes on after all that is done ``beside`` it inside."""
+    used = list[torch.cuda.Stream]()
+    token = _USED.set(used)
+    try:
+        yield
+    finally:
+        _USED.reset(token)
+    for other in used:
+        stream.wait_stream(other)
+
+
+@contextmanager
+def beside(device: torch.device) -> Iterator[torch.cuda.Stream | None]:
+    """Amid a recording, inside, a stream beside the current one, which goes on from it; else where one is, and None."""
+    here, used = recorded_stream(device), _USED.get()
+    if here is None or used is None:
+        yield None
+        return
+    stream = _own(here)
+    stream.wait_stream(here)
+    used.append(stream)
+    with torch.cuda.stream(stream):
+        yield stream
+
+
+def recorded_stream(device: torch.device) -> torch.cuda.Stream | None:
+    """The current one of a device, if it is recorded."""
+    recorded = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    return torch.cuda.current_stream(device) if recorded else None
+
+
+def priority_beside(stream: torch.cuda.Stream) -> int:
+    """Of a stream for what the work on this one need not wait for at once."""
+    return min(0, int(stream.priority) + 1)
+
+
+@cache
+def _own(stream: torch.cuda.Stream) -> torch.cuda.Stream:
+    """Of this stream alone: it waits for what the other waited for, so that its memory may be used again."""
+    return torch.cuda.Stream(stream.device, priority=priority_beside(stream))  # type: ignore[no-untyped-call]
 
 
 def prefetched(tensors: Iterator[Tensor], device: torch.device) -> Iterator[Tensor]:

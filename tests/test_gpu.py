@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -86,11 +88,11 @@ def test_replayed_layers_give_what_they_give_at_once(net: str, monkeypatch: pyte
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     made, pictures = _network(net, 3)
-    wanted = [_passed(copy.deepcopy(made), picture, mixed=True, fused=True) for picture in pictures]
+    wanted = [_passed(copy.deepcopy(made), picture, mixed=True, fused=True, every=True) for picture in pictures]
     place, graph, found = pictures[0].clone(), CudaGraph(torch.device("cuda")), list[torch.Tensor]()
 
     def work() -> None:
-        found[:] = _passed(made, place, mixed=True, fused=True)
+        found[:] = _passed(made, place, mixed=True, fused=True, every=True)
 
     for _ in range(3):
         graph.warm_up(work)
@@ -103,6 +105,36 @@ def test_replayed_layers_give_what_they_give_at_once(net: str, monkeypatch: pyte
             assert (one.double() - other.double()).norm() <= 1e-4 * other.double().norm()
 
 
+def test_passes_on_two_branches_add_up_their_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    net, pictures = _network("discriminator", 2)
+    graph, learned = CudaGraph(torch.device("cuda")), list(net.parameters())
+
+    def passes(job: Callable[[list[int], list[torch.Tensor]], AbstractContextManager[None]]) -> list[torch.Tensor]:
+        results = list[torch.Tensor]()
+        for n, picture in enumerate(pictures):  # the second follows the first, whose running statistics it moves on
+            with job(list(range(n)), []), torch.autocast("cuda", torch.bfloat16):
+                results.append(net(picture))
+        with job([1, 0], results):
+            loss = results[0].float().square().mean() + results[1].float().mean()
+            net.zero_grad()
+            torch.autograd.backward(loss, inputs=learned)
+            return [p.grad for p in learned if p.grad is not None]
+
+    def at_once() -> None:
+        wanted[:] = passes(lambda *_: nullcontext())
+
+    wanted = list[torch.Tensor]()
+    for _ in range(3):
+        graph.warm_up(at_once)
+    found = graph.record(lambda: passes(graph.job), pictures)
+    for _ in range(2):
+        graph.replay()
+        for one, other in zip(found, wanted, strict=True):
+            assert (one.double() - other.double()).norm() <= 1e-4 * other.double().norm()
+
+
 def _network(net: str, pictures: int) -> tuple[torch.nn.Module, list[torch.Tensor]]:
     rng = torch.Generator().manual_seed(0)
     made = {"srresnet": srresnet(rng=rng), "discriminator": discriminator(rng=rng), "vgg": vgg19()}[net].cuda()
@@ -111,13 +143,23 @@ def _network(net: str, pictures: int) -> tuple[torch.nn.Module, list[torch.Tenso
     return made, [torch.rand(16, 3, side, side, generator=rng).cuda() for _ in range(pictures)]
 
 
-def _passed(net: torch.nn.Module, picture: torch.Tensor, mixed: bool, fused: bool) -> list[torch.Tensor]:
+def _passed(
+    net: torch.nn.Module, picture: torch.Tensor, mixed: bool, fused: bool, every: bool = False
+) -> list[torch.Tensor]:
+    """The result, gradients of the picture and of weights, of ``every`` parameter but biases before BatchNorm, which
+    are zero, and running statistics."""
     picture = picture.clone().requires_grad_()
     net.zero_grad()
     with torch.autocast("cuda", torch.bfloat16, enabled=mixed), recorded() if fused else nullcontext():
         out = net.train()(picture).float()
     ((out - out.detach().mean() - 0.1) ** 2).mean().backward()
-    grads = [p.grad for p in net.parameters() if p.grad is not None and p.grad.dim() == 4]
+    cancelled = {
+        id(conv.bias)
+        for conv, bn in pairwise(net.modules())
+        if isinstance(conv, torch.nn.Conv2d) and isinstance(bn, torch.nn.BatchNorm2d)
+    }
+    learned = [p for p in net.parameters() if id(p) not in cancelled and (every or p.dim() == 4)]
+    grads = [p.grad for p in learned if p.grad is not None]
     assert picture.grad is not None
     kept = [b for name, b in net.named_buffers() if "running" in name]
     return [out.detach(), picture.grad, *grads, *kept]

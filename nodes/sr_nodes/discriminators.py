@@ -11,8 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from sr_nodes.batchnorm import synchronised
-from sr_nodes.fused import chain, conv_of_few, serves
-from sr_nodes.fused_layers import Layer
+from sr_nodes.fused import Layer, ahead, all_ahead, chain, conv_of_few, dense, serves
 from sr_nodes.modules import CPU, mode, seeded
 from sr_nodes.types import Discriminator, Image, Logits
 from sr_pipeline.node import node
@@ -56,14 +55,21 @@ class SRGANDiscriminator(Discriminator):
                 "give the discriminator's crop and the crops' size the same number"
             )
         x = 2 * image - 1
-        logits: Tensor = self.classifier(self._fused(x) if serves(x) else self.features(x))
+        logits: Tensor = self._fused(x) if serves(x) else self.classifier(self.features(x))
         return logits
 
     def _fused(self, x: Tensor) -> Tensor:
-        """``features``, in few kernels."""
+        """The same in few kernels."""
         conv, act, *rest = self.features
+        flatten, wide, *last = self.classifier
+        layers = [Layer(*rest[n : n + 3]) for n in range(0, len(rest), 3)]  # type: ignore[arg-type]
+        rounded, weight = all_ahead(layers), ahead(cast(nn.Linear, wide))
         first = act(conv_of_few(x, cast(nn.Conv2d, conv)))
-        return chain(first, [Layer(*rest[n : n + 3]) for n in range(0, len(rest), 3)])  # type: ignore[arg-type]
+        found = chain(first, layers, rounded)
+        logits = dense(flatten(found), weight, cast(nn.Linear, wide))
+        for layer in last:
+            logits = layer(logits)
+        return logits
 
 
 @node(category="discriminator")

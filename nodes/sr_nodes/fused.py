@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -21,7 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sr_nodes.fused_layers import LAST, Chain, ConvOfFew, ConvReLU, Layer, Shuffle, SumRows, learned_by, matrix
+from sr_nodes._fused.chain import Chain, learned_by, packed, rounded_weights
+from sr_nodes._fused.chain import Layer as Layer
+from sr_nodes._fused.layers import ConvOfFew, ConvReLU, Shuffle, SumRows, by_corner, matrix
+from sr_nodes._fused.maps import LAST, Geometry
+from sr_nodes._fused.products import Convolution, Dense, Learned
+from sr_nodes._fused.streams import Ahead
 from sr_pipeline.streams import is_recorded
 
 
@@ -30,12 +35,13 @@ def serves(x: Tensor) -> bool:
     return _is_mixed(x) and torch.is_grad_enabled()
 
 
-def chain(x: Tensor, layers: Sequence[Layer]) -> Tensor:
-    """The last layer's result."""
+def chain(x: Tensor, layers: Sequence[Layer], weights: Ahead | None = None) -> Tensor:
+    """The last layer's result; the weights may be ``all_ahead(layers)``."""
     widest = max(layer.conv.out_channels for layer in layers)
     if serves(x) and _is_small(x, widest) and all(_is_known(layer) for layer in layers):
-        tensors = [t for layer in layers for t in learned_by(layer)]
-        return cast(Tensor, Chain.apply(_low(x), tuple(layers), *tensors))
+        learned = packed(learned_by(layers))
+        rounded = weights or partial(rounded_weights, layers)
+        return cast(Tensor, Chain.apply(_low(x), tuple(layers), rounded, learned))
     results = [x]
     for layer in layers:
         y = layer.bn(layer.conv(results[-1]))
@@ -44,13 +50,39 @@ def chain(x: Tensor, layers: Sequence[Layer]) -> Tensor:
     return results[-1]
 
 
-def conv_shuffle(x: Tensor, conv: nn.Conv2d, shuffle: nn.PixelShuffle, act: nn.PReLU) -> Tensor:
-    """``act(shuffle(conv(x)))``."""
-    known = type(conv) is nn.Conv2d and conv.bias is not None and shuffle.upscale_factor == 2
-    if not (serves(x) and known and type(act) is nn.PReLU and _is_small(x, conv.out_channels)):
+def all_ahead(layers: Sequence[Layer]) -> Ahead | None:
+    """Their weights for ``chain``, which are rounded beside what comes before; None where that runs layer by layer."""
+    known = all(_is_known(layer) for layer in layers)
+    return Ahead(partial(rounded_weights, layers), layers[0].conv.weight.device) if known else None
+
+
+def ahead(linear: nn.Linear) -> Learned:
+    """Its weight for ``dense``, which is rounded beside what comes before the layer."""
+    return Learned(lambda: linear.weight, linear.weight.device)
+
+
+def corners_ahead(conv: nn.Conv2d, shuffle: nn.PixelShuffle) -> Learned | None:
+    """The same for ``conv_shuffle``, which has kernels for a factor of 2."""
+    return Learned(lambda: by_corner(conv.weight), conv.weight.device) if shuffle.upscale_factor == 2 else None
+
+
+def rows_ahead(conv: nn.Conv2d) -> Learned:
+    """The same for ``conv_to_few``."""
+    return Learned(lambda: _rows(conv), conv.weight.device)
+
+
+def conv_shuffle(x: Tensor, weight: Learned | None, conv: nn.Conv2d, shuffle: nn.PixelShuffle, act: nn.PReLU) -> Tensor:
+    """``act(shuffle(conv(x)))``; the weight is ``corners_ahead(conv, shuffle)``."""
+    known = type(conv) is nn.Conv2d and conv.groups == 1 and conv.bias is not None and type(act) is nn.PReLU
+    if weight is None or not (serves(x) and known and _is_small(x, conv.out_channels)):
         return cast(Tensor, act(shuffle(conv(x))))
-    y = F.conv2d(x, conv.weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
-    return cast(Tensor, Shuffle.apply(y.contiguous(memory_format=LAST), conv.bias, act.weight))
+    return cast(Tensor, Shuffle.apply(weight.into(_low(x), Convolution(conv)), conv.bias, act.weight))
+
+
+def dense(x: Tensor, weight: Learned, linear: nn.Linear) -> Tensor:
+    """``linear(x)`` in a recorded step, in float32 where it has a bias; the weight is ``ahead(linear)``."""
+    y = weight.into(x.to(torch.bfloat16), Dense())
+    return y if linear.bias is None else y + linear.bias
 
 
 def conv_of_few(x: Tensor, conv: nn.Conv2d) -> Tensor:
@@ -64,9 +96,9 @@ def conv_of_few(x: Tensor, conv: nn.Conv2d) -> Tensor:
     return cast(Tensor, ConvOfFew.apply(x, conv.weight, conv.bias, None))
 
 
-def conv_to_few(x: Tensor, conv: nn.Conv2d) -> Tensor:
+def conv_to_few(x: Tensor, conv: nn.Conv2d, weight: Learned | None = None) -> Tensor:
     """A convolution to few channels; where it is learned, by rows: K x K to C channels is 1 x K to K C, and K rows of
-    those summed.
+    those summed. In a recorded step the weight is ``rows_ahead(conv)``.
 
     Units for matrices make 8 to 32 channels at once; of 3 they leave most idle. It takes more memory.
     """
@@ -75,16 +107,21 @@ def conv_to_few(x: Tensor, conv: nn.Conv2d) -> Tensor:
     side, few = conv.kernel_size[0], conv.out_channels
     if not 3 <= side <= side * few <= 32:
         return cast(Tensor, conv(x))
-    if _is_mixed(x) and _is_small(x, 32):
-        rows = conv.weight.permute(2, 0, 1, 3).reshape(side * few, -1, 1, side)
-        rows = F.pad(rows, (0, 0, 0, 0, 0, 0, 0, 32 - side * few)).contiguous(memory_format=LAST)
-        parts = F.conv2d(x, rows, None, 1, (0, side // 2)).contiguous(memory_format=LAST)
-        return cast(Tensor, SumRows.apply(parts, conv.bias, side))
+    if weight and _is_small(x, 32):
+        parts = weight.into(_low(x), Convolution(Geometry(padding=(0, side // 2))))
+        return weight.biased(cast(Tensor, SumRows.apply(parts, conv.bias.detach(), side)), conv.bias)
     rows = conv.weight.flip(2).permute(0, 2, 1, 3).reshape(few * side, -1, 1, side)
     layout = LAST if conv.weight.is_contiguous(memory_format=LAST) else torch.contiguous_format
     parts = F.conv2d(x, rows.contiguous(memory_format=layout), None, 1, (0, side // 2))
     summed = F.fold(parts.float().flatten(2), x.shape[-2:], (side, 1), padding=(side // 2, 0))
     return summed + conv.bias.view(-1, 1, 1)
+
+
+def _rows(conv: nn.Conv2d) -> Tensor:
+    """The weight of the convolution of rows, [32, I, 1, K]."""
+    side, few = conv.kernel_size[0], conv.out_channels
+    rows = conv.weight.permute(2, 0, 1, 3).reshape(side * few, -1, 1, side)
+    return F.pad(rows, (0, 0, 0, 0, 0, 0, 0, 32 - side * few))
 
 
 def frozen(x: Tensor, layers: nn.Sequential) -> Tensor:
@@ -177,7 +214,7 @@ def _compiles(device: torch.device) -> bool:
     if find_spec("triton") is None:
         return False
     try:
-        from sr_nodes._triton_kernels import pool
+        from sr_nodes._fused.kernels import pool
 
         pool[(1, 1)](torch.zeros(4, 64, device=device), torch.empty(1, 64, device=device), 1, 2, 2, 64, 32, 64)
     except Exception as error:  # noqa: BLE001  whatever a compiler says

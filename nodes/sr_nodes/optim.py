@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from sr_nodes._fused.adam import update
 from sr_nodes.modules import check_fits
 from sr_pipeline.node import node
 from sr_pipeline.sockets import SILENT, Backward, Loss, Model, Mutates, Optimizer, Report, RetainGraph, Step, World
@@ -176,7 +177,7 @@ def optimizer_step(
     if _accumulated(optimizer, parameters, accumulate):
         if clip_norm is not None:
             clip_grad_norm_(parameters, clip_norm)
-        optimizer.step()
+        update(optimizer)
     optimizer.zero_grad(set_to_none=True)
     return Stepped(model, optimizer)
 

@@ -10,8 +10,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sr_nodes.batchnorm import synchronised
-from sr_nodes.fused import chain, conv_of_few, conv_shuffle, conv_to_few, serves
-from sr_nodes.fused_layers import Layer
+from sr_nodes.fused import (
+    Layer,
+    all_ahead,
+    chain,
+    conv_of_few,
+    conv_shuffle,
+    conv_to_few,
+    corners_ahead,
+    rows_ahead,
+    serves,
+)
 from sr_nodes.modules import CPU, seeded
 from sr_nodes.types import Generator
 from sr_pipeline.node import node
@@ -72,21 +81,25 @@ class SRResNet(Generator):
         """The paper's output: [B, 3, H, W] in [0, 1] to [B, 3, scale * H, scale * W], meant for ``value_range``."""
         x = self.normalise(lr)
         if serves(x):
-            large = self._fused(x)
+            image = self._fused(x)
         else:
             first = self.head(x)
-            large = self.upsample(first + self.blocks(first))
-        image: Tensor = self.output(conv_to_few(large, self.tail))
-        return image
+            image = conv_to_few(self.upsample(first + self.blocks(first)), self.tail)
+        out: Tensor = self.output(image)
+        return out
 
     def _fused(self, x: Tensor) -> Tensor:
-        """All but the last layer, in few kernels."""
+        """All but the output's activation, in few kernels."""
+        layers = self._layers() if self.config["batch_norm"] else []
+        rounded = all_ahead(layers) if layers else None
+        weights = [corners_ahead(*self.upsample[n : n + 2]) for n in range(0, len(self.upsample), 3)]
+        last = rows_ahead(self.tail)
         conv, act = self.head
         first = act(conv_of_few(x, cast(nn.Conv2d, conv)))
-        features = chain(first, self._layers()) if self.config["batch_norm"] else first + self.blocks(first)
-        for n in range(0, len(self.upsample), 3):
-            features = conv_shuffle(features, *self.upsample[n : n + 3])
-        return features
+        features = chain(first, layers, rounded) if layers else first + self.blocks(first)
+        for n, weight in enumerate(weights):
+            features = conv_shuffle(features, weight, *self.upsample[3 * n : 3 * n + 3])
+        return conv_to_few(features, self.tail, last)
 
     def _layers(self) -> list[Layer]:
         """The blocks with BatchNorm, layer by layer."""

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.fx
-from torch import nn
+from torch import Tensor, nn
 
 from sr_nodes import fused
+from sr_nodes._fused.products import Dense, Learned
 from sr_nodes.discriminators import discriminator
 from sr_nodes.fused import conv_to_few
 from sr_nodes.srresnet import srresnet
@@ -28,7 +29,39 @@ def test_kernels_are_torchs_layers() -> None:
     given = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(words, env=given, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:]
-    assert "18 passed" in done.stdout
+    assert "26 passed" in done.stdout
+
+
+class Told(Dense):
+    """Tells in which order its gradients are computed."""
+
+    def __init__(self) -> None:
+        self.order = list[str]()
+
+    def of_input(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        self.order.append("input")
+        return super().of_input(grad, x, weight)
+
+    def of_weight(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        self.order.append("weight")
+        return super().of_weight(grad, x, weight)
+
+
+def test_what_a_backward_pass_waits_for_is_computed_before_weights_gradients() -> None:
+    rng = torch.Generator().manual_seed(0)
+    weight, first = (nn.Parameter(torch.randn(4, 4, generator=rng).bfloat16().float()) for _ in range(2))
+    x, told = torch.randn(3, 4, generator=rng).bfloat16(), Told()
+    cpu = torch.device("cpu")
+    y = Learned(lambda: first, cpu).into(Learned(lambda: weight, cpu).into(x, told), told)
+    y.float().square().sum().backward()  # type: ignore[no-untyped-call]
+    assert told.order == ["input", "weight", "weight"]  # of the first product nobody wants what it read
+    wanted, then = (p.detach().clone().requires_grad_() for p in (weight, first))
+    (x.float() @ wanted.t() @ then.t()).square().sum().backward()  # type: ignore[no-untyped-call]
+    for p, q in ((weight, wanted), (first, then)):
+        assert p.grad is not None
+        assert q.grad is not None
+        assert p.grad.dtype == torch.float32
+        assert (p.grad - q.grad).norm() < 0.02 * q.grad.norm()
 
 
 @pytest.mark.parametrize("side", [3, 5, 9])

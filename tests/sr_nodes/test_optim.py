@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 
 import toys
 from sr_nodes import optim
+from sr_nodes._fused import adam as recorded_adam
+from sr_nodes.modules import seeded
 from sr_nodes.optim import adam, adamw, copy_model, cosine_schedule, ema, optimizer_step, step_schedule
 from sr_pipeline.node import node_type
 from sr_pipeline.registry import Registry
@@ -443,3 +446,39 @@ def test_the_engine_reads_the_nodes() -> None:
     with pytest.raises(ValueError, match="greater than 0"):
         step.inputs["clip_norm"].type.read("0.0")
     assert step.inputs["learning_rate"].type.read("null") is None
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+def test_adam_in_pieces_is_adam(kind: type[torch.optim.Adam], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a recorded step runs it: in the order in which weights lie in memory, over several launches. A CPU's kernel
+    rounds the last few numbers of each piece otherwise."""
+    monkeypatch.setattr("sr_nodes._fused.adam.recorded_stream", lambda device: object())
+    monkeypatch.setattr("sr_nodes._fused.adam._MANY", 3)
+    monkeypatch.setattr("sr_nodes._fused.lists._PIECE", 100)
+    launches, name = list[int](), f"_fused_{kind.__name__.lower()}_"
+    step = getattr(torch, name)
+
+    def counted(*given: Any, **options: Any) -> None:
+        launches.append(len(given[0]))
+        step(*given, **options)
+
+    monkeypatch.setattr(torch, name, counted)
+    with seeded(torch.Generator().manual_seed(0)):
+        one = nn.Sequential(nn.Conv2d(3, 7, 3), nn.BatchNorm2d(7), nn.Conv2d(7, 5, 3))
+    one.to(memory_format=torch.channels_last)
+    other = copy.deepcopy(one)
+    optimizers = [kind(net.parameters(), 1e-2, weight_decay=0.1, fused=True) for net in (one, other)]
+    for number in range(4):
+        rng = torch.Generator().manual_seed(number)
+        for p, q in zip(one.parameters(), other.parameters(), strict=True):
+            p.grad = torch.randn(p.shape, generator=rng).contiguous(memory_format=_order(p))
+            q.grad = p.grad.clone()
+        optimizers[0].step()
+        recorded_adam.update(optimizers[1])
+        torch.testing.assert_close(list(other.parameters()), list(one.parameters()), rtol=1e-6, atol=1e-8)
+    # 189, 7, 7, 7, 315 and 5 numbers in pieces of 100; the first step is torch's, which makes what it keeps.
+    assert launches == [6, 6, *[6, 3, 3, 3, 1] * 3]
+
+
+def _order(p: Tensor) -> torch.memory_format:
+    return torch.channels_last if p.dim() == 4 else torch.contiguous_format

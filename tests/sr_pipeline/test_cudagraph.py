@@ -6,14 +6,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, cast
 
 import pytest
 import torch
 
-from sr_pipeline import streams
+from sr_pipeline import cudagraph, streams
 from sr_pipeline.cudagraph import CudaGraph
-from sr_pipeline.streams import is_recorded, prefetched, ready_since
+from sr_pipeline.streams import beside, is_recorded, prefetched, ready_since
 
 
 class Stream:
@@ -78,6 +79,7 @@ class Cuda:
 def recording(monkeypatch: pytest.MonkeyPatch) -> CudaGraph:
     Cuda.current, Event.waited = Stream(), 0
     monkeypatch.setattr(streams, "_beside", lambda device: Stream())
+    monkeypatch.setattr(cudagraph, "_begin", lambda device: None)
     for name, stand_in in {
         "Stream": Stream, "Event": Event, "CUDAGraph": object, "graph": Cuda.graph, "device": Cuda.device,
         "stream": Cuda.stream, "set_stream": Cuda.set_stream, "current_stream": lambda device: Cuda.current,
@@ -138,6 +140,30 @@ def test_after_a_change_no_stream_goes_on_without_it(recording: CudaGraph) -> No
     """Autograd comes back to the streams of forward passes."""
     order_of(recording, {"one": [], "other": [], "step!": ["one"]})
     assert all("step!" in stream.before for stream in recording.streams)  # type: ignore[attr-defined]
+
+
+def test_a_job_ends_with_what_was_done_beside_it(recording: CudaGraph, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though nobody waited for it, as a graph's capture must."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(streams, "_own", cache(lambda stream: Stream()))
+    found = list[set[str]]()
+
+    def work() -> None:
+        with recording.job([], []):
+            Cuda.current.before.add("job")
+            with beside(torch.device("cuda")) as stream:
+                assert cast(Any, stream) is Cuda.current
+                Cuda.current.before.add("aside")
+            assert "aside" not in Cuda.current.before
+            found.append(cast(Any, stream).before)
+        with recording.job([0], []):
+            found.append(Cuda.current.before)
+
+    recording.record(work, [])
+    assert found[0] >= {"job", "aside"}
+    assert found[1] >= {"job", "aside"}
+    with beside(torch.device("cuda")) as stream:
+        assert stream is None
 
 
 def test_what_holds_while_it_is_recorded_and_not_after(recording: CudaGraph) -> None:
