@@ -1,4 +1,4 @@
-"""CUDA's streams, for nodes: whether a step is recorded as one CUDA graph, since when a tensor is there, and tensors
+"""CUDA's streams, for nodes: whether a step is recorded as one CUDA graph, since when a tensor is there, tensors
 made ahead of their use, and work beside a node's own."""
 
 from __future__ import annotations

@@ -48,14 +48,13 @@ def update(optimizer: Optimizer) -> None:
 def _step(
     kind: type[Optimizer], group: dict[str, Any], learned: list[Tensor], grads: list[Tensor], means: list[Tensor],
     squares: list[Tensor], steps: list[Tensor],
-) -> Tensor:  # fmt: skip
+) -> None:  # fmt: skip
     step = torch._fused_adamw_ if kind is AdamW else torch._fused_adam_
     beta1, beta2 = group["betas"]
     step(
         learned, grads, means, squares, [], steps, lr=group["lr"], beta1=beta1, beta2=beta2, eps=group["eps"],
         weight_decay=group["weight_decay"], amsgrad=False, maximize=False,
     )  # fmt: skip
-    return learned[0]
 
 
 def _is_known(optimizer: Optimizer, group: dict[str, Any]) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from typing import Any, NamedTuple, cast
 from weakref import WeakValueDictionary
 
@@ -75,15 +74,26 @@ class Packed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *tensors: Tensor) -> Tensor:
-        ctx.like = [(tensor.numel(), tensor.shape, tensor.stride()) for tensor in tensors]
-        return tensors[0].new_empty(1).expand(sum(number for number, *_ in ctx.like))
+        ctx.like = _like(tensors)
+        return tensors[0].new_empty(1).expand(sum(tensor.numel() for tensor in tensors))
 
     @staticmethod
     @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        parts = torch.split(grad, [number for number, *_ in ctx.like])
-        like = zip(parts, ctx.like, ctx.needs_input_grad, strict=True)
-        return tuple(part.as_strided(shape, stride) if wanted else None for part, (_, shape, stride), wanted in like)
+        parts = zip(_parts(grad, ctx.like), ctx.needs_input_grad, strict=True)
+        return tuple(part if wanted else None for part, wanted in parts)
+
+
+def _like(tensors: Sequence[Tensor]) -> list[tuple[torch.Size, tuple[int, ...]]]:
+    """Their shapes and orders in memory."""
+    return [(tensor.shape, tensor.stride()) for tensor in tensors]
+
+
+def _parts(flat: Tensor, like: Sequence[tuple[torch.Size, tuple[int, ...]]]) -> list[Tensor]:
+    """Views of the first numbers of ``flat``, one after the other."""
+    numbers = [shape.numel() for shape, _ in like]
+    parts = torch.split(flat[: sum(numbers)], numbers)
+    return [part.as_strided(*how) for part, how in zip(parts, like, strict=True)]
 
 
 _PACKED: WeakValueDictionary[Any, Tensor] = WeakValueDictionary()
@@ -128,7 +138,7 @@ class Chain(torch.autograd.Function):
         """Of each result, what comes from whoever reads it."""
         beside = Beside(grad.device)
         flat = grad.new_empty(ctx.learned.shape, dtype=torch.float32) if wanted[3] else None
-        weights = _alike(flat, learned_by(layers)[:count]) if flat is not None else []
+        weights = _parts(flat, _like(learned_by(layers)[:count])) if flat is not None else []
         sums = dict[int, Tensor]()
         arrived = _counters(layers, grad.device)
         of_out, found = _gradients(grads.pop(), maps[-2], maps[-1], layers[-1], arrived[-1])
@@ -151,19 +161,13 @@ class Chain(torch.autograd.Function):
         if flat is not None:
             _fill(flat[sum(weight.numel() for weight in weights) :], layers, sums)
         beside.join()
-        return sum(grads[0][1:], grads[0][0]) if wanted[0] else None, None, None, flat
+        return _sum(grads[0]) if wanted[0] else None, None, None, flat
 
 
 @torch.no_grad()
 def rounded_weights(layers: Sequence[Layer]) -> list[Tensor]:
     """Of the layers' convolutions, in bfloat16 and channels_last."""
     return cast_all([layer.conv.weight.contiguous(memory_format=LAST) for layer in layers], torch.bfloat16)
-
-
-def _alike(flat: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Views of the first numbers of ``flat``, of the tensors' shapes and orders in memory."""
-    ends = list(accumulate(tensor.numel() for tensor in tensors))
-    return [flat.as_strided(t.shape, t.stride(), end - t.numel()) for t, end in zip(tensors, ends, strict=True)]
 
 
 def _fill(rest: Tensor, layers: Sequence[Layer], sums: dict[int, Tensor]) -> None:
@@ -223,7 +227,7 @@ def _few_backward(
     from sr_nodes._fused.kernels import convolve_back
 
     rows, channels = rows_of(y)
-    groups, also = up(rows, TILE.rows), sum(others[1:], others[0]) if others else None
+    groups, also = up(rows, TILE.rows), _sum(others)
     total, partial = torch.empty_like(y), y.new_empty((3, groups, channels), dtype=torch.float32)
     kind, slope, slopes, leak = _activation(layer)
     convolve_back[(groups,)](
@@ -241,8 +245,12 @@ def _is_few(x: Tensor, conv: nn.Conv2d) -> bool:
     return same and small and (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
 
 
-def _of_weight(out: Tensor, grad: Tensor, x: Tensor, weight: Tensor, conv: nn.Conv2d) -> Tensor:
-    return out.copy_(of_weight(grad, x, weight, conv))
+def _sum(tensors: Sequence[Tensor]) -> Tensor | None:
+    return sum(tensors[1:], tensors[0]) if tensors else None
+
+
+def _of_weight(out: Tensor, grad: Tensor, x: Tensor, weight: Tensor, conv: nn.Conv2d) -> None:
+    out.copy_(of_weight(grad, x, weight, conv))
 
 
 def _check_rows(y: Tensor, rows: int) -> None:
@@ -284,7 +292,7 @@ def _gradients(grads: list[Tensor], y: Tensor, kept: Tensor, layer: Layer, arriv
     from sr_nodes._fused.kernels import gradients
 
     grad, *others = grads
-    also = sum(others[1:], others[0]) if others else None
+    also = _sum(others)
     total = grad if also is None else torch.empty_like(grad)
     bn, rows, channels = layer.bn, *rows_of(y)
     groups, span = split(rows, ROWS, GROUPS)

@@ -148,6 +148,16 @@ def convolve(
 
 
 @triton.jit
+def _tile(rows, channels, R: tl.constexpr, C: tl.constexpr):
+    """A program's channels and which of them are there; where its rows of those lie, and which of them are there."""
+    channel = tl.program_id(1) * C + tl.arange(0, C)
+    known = channel < channels
+    row = tl.program_id(0) * R + tl.arange(0, R)
+    place = row[:, None] * channels + channel[None, :]
+    return channel, known, place, (row < rows)[:, None] & known[None, :]
+
+
+@triton.jit
 def join_and_normalise(
     x, partial, conv_bias, running_mean, running_var, tracked, kept, weight, bias, slope, residual, out, rows, channels,
     span, groups, eps, momentum, leak,
@@ -155,11 +165,7 @@ def join_and_normalise(
     G: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """What ``statistics`` has left to do, by each program, and ``normalise``."""
-    channel = tl.program_id(1) * C + tl.arange(0, C)
-    known = channel < channels
-    row = tl.program_id(0) * R + tl.arange(0, R)
-    place = row[:, None] * channels + channel[None, :]
-    there = (row < rows)[:, None] & known[None, :]
+    channel, known, place, there = _tile(rows, channels, R, C)
     # All is read before anything is waited for.
     means = _of_groups(partial, 0, groups, channels, channel, known, G)
     squares = _of_groups(partial, 1, groups, channels, channel, known, G)
@@ -210,11 +216,7 @@ def normalise(
     SLOPES: tl.constexpr, ACT: tl.constexpr, RESIDUAL: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """BatchNorm of ``x`` by its own statistics, an activation, and a residual added."""
-    channel = tl.program_id(1) * C + tl.arange(0, C)
-    known = channel < channels
-    row = tl.program_id(0) * R + tl.arange(0, R)
-    place = row[:, None] * channels + channel[None, :]
-    there = (row < rows)[:, None] & known[None, :]
+    channel, known, place, there = _tile(rows, channels, R, C)
     value = tl.load(x + place, there, 0.0).to(tl.float32)
     mean = tl.load(kept + channel, known, 0.0)[None, :]
     scale = tl.load(kept + channels + channel, known, 0.0)[None, :]
@@ -332,11 +334,7 @@ def through_statistics(
 ):  # fmt: skip
     """The gradient of what was normalised (Ioffe and Szegedy, 2015, section 3). With ``JOIN`` each program first makes
     ``sums`` of ``partial``."""
-    channel = tl.program_id(1) * C + tl.arange(0, C)
-    known = channel < channels
-    row = tl.program_id(0) * R + tl.arange(0, R)
-    place = row[:, None] * channels + channel[None, :]
-    there = (row < rows)[:, None] & known[None, :]
+    channel, known, place, there = _tile(rows, channels, R, C)
     if JOIN:
         of_biases = _of_groups(partial, 0, groups, channels, channel, known, G)
         of_weights = _of_groups(partial, 1, groups, channels, channel, known, G)

@@ -51,7 +51,7 @@ class Shuffle(torch.autograd.Function):
 
 
 def by_corner(weight: Tensor) -> Tensor:
-    """A weight or bias before PixelShuffle 2, [4 C, ...], in the order of ``Shuffle``: corner by corner."""
+    """A weight before PixelShuffle 2, [4 C, ...], in the order of ``Shuffle``: corner by corner."""
     return weight.view(-1, 4, *weight.shape[1:]).transpose(0, 1).reshape(weight.shape)
 
 

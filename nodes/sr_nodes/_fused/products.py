@@ -124,11 +124,9 @@ class _OfWeight(torch.autograd.Function):
         found = None
         if ctx.needs_input_grad[0]:
             x, low = ctx.saved_tensors
-            if (here := recorded_stream(x.device)) is not None:
-                for tensor in (grad, x, low):  # so that their memory is not used again before
-                    tensor.record_stream(here)
-                if ctx.passed.event is not None:
-                    here.wait_event(ctx.passed.event)
+            here = _reading(grad, x, low)
+            if here is not None and ctx.passed.event is not None:
+                here.wait_event(ctx.passed.event)
             found = ctx.how.of_weight(grad, x, low)
         return found, None, None, None, None, None
 
@@ -143,9 +141,16 @@ class _OfBias(torch.autograd.Function):
     @staticmethod
     @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        if (here := recorded_stream(grad.device)) is not None:
-            grad.record_stream(here)
+        _reading(grad)
         return grad.sum((0, 2, 3)), None
+
+
+def _reading(*tensors: Tensor) -> torch.cuda.Stream | None:
+    """The stream, if it is recorded, that the tensors' memory is not used again before."""
+    if (here := recorded_stream(tensors[0].device)) is not None:
+        for tensor in tensors:
+            tensor.record_stream(here)
+    return here
 
 
 class _Both(torch.autograd.Function):

@@ -17,24 +17,23 @@ _BESIDE = 3
 
 class Beside:
     """Amid a recording, runs work on streams beside the current one, which waits for all of it in the end: branches of
-    the graph."""
+    the graph. Work writes into memory of the current stream."""
 
     def __init__(self, device: torch.device, number: int = _BESIDE) -> None:
         here = recorded_stream(device)
         self.streams = () if here is None else _streams(device, number, priority_beside(here))
-        self.works = list[Callable[[], Tensor]]()
+        self.works = list[Callable[[], None]]()
         """Kept until all is over, with what they read: its memory must not be used again before."""
 
-    def __call__(self, work: Callable[[], Tensor]) -> Tensor:
+    def __call__(self, work: Callable[[], None]) -> None:
         if not self.streams:
-            return work()
+            work()
+            return
         stream = self.streams[len(self.works) % len(self.streams)]
         self.works.append(work)
         stream.wait_stream(torch.cuda.current_stream(stream.device))
         with torch.cuda.stream(stream):
-            made = work()
-        made.record_stream(torch.cuda.current_stream(stream.device))  # which reads it when the next is at work there
-        return made
+            work()
 
     def join(self) -> None:
         for stream in self.streams[: len(self.works)]:
@@ -50,8 +49,8 @@ class Ahead:
             self.there = None if self.stream is None else self.stream.record_event()
 
     def __call__(self) -> list[Tensor]:
-        if self.stream is not None and self.there is not None:
-            here = torch.cuda.current_stream(self.stream.device)
+        if self.there is not None:
+            here = torch.cuda.current_stream(self.made[0].device)
             here.wait_event(self.there)
             for tensor in self.made:
                 tensor.record_stream(here)
