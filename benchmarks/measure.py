@@ -60,14 +60,14 @@ def in_turn(contestants: Mapping[str, Callable[[int], float]], rounds: int, leas
 
     A contestant is what makes as many calls as told and says how many seconds they took. In every round each has its
     turn, starting with another one, so that what else the machine does meets all alike. A turn is as many calls as last
-    ``least`` seconds.
+    ``least`` seconds: long enough that its beginning, for which a device waits, is a small part of it.
     """
     seconds = {name: list[float]() for name in contestants}
     for take in contestants.values():
         take(1)
     repeats = dict.fromkeys(contestants, 1)
     if least:
-        repeats = {name: math.ceil(least / max(take(1), 1e-9)) for name, take in contestants.items()}
+        repeats = {name: _repeats(take, least) for name, take in contestants.items()}
     names = list(contestants)
     for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
@@ -75,6 +75,14 @@ def in_turn(contestants: Mapping[str, Callable[[int], float]], rounds: int, leas
             seconds[name].append(took)
             tell(f"round {turn + 1}: {name:<34} {1000 * took:10.2f} ms")
     return seconds
+
+
+def _repeats(take: Callable[[int], float], least: float) -> int:
+    """How many calls in a row last so many seconds."""
+    calls = 1
+    while (took := take(calls)) < least / 4:
+        calls *= 2
+    return math.ceil(calls * least / took)
 
 
 def timed(call: Callable[[], Any], times: int, device: torch.device | None = None) -> float:

@@ -13,9 +13,11 @@ A ratio is the median over the rounds of our time by the other's of the same rou
 is the largest of SRGAN's modes run node by node; captured ones (one CUDA graph, compiled networks) are in
 ``ratio_a_by_mode`` too, beside the eager loop of the same numbers. ``ratio_b`` and ``ratio_c`` are SRGAN in the default
 mode of ``run``. Peak memory is that of the process, with torch in it, or on CUDA that of its tensors, and what it
-reserved, a graph's own pool with it; ``memory_a`` is ours by (a)'s in the same mode. It exits with 1 where a goal is
-missed (``GOALS``), and says which; --quick is SRGAN at smaller sizes, compiles nothing, and its ratios are no measure
-of the paper's.
+reserved, a graph's own pool with it; ``memory_a`` is ours by (a)'s in the same mode. ``wait_share`` is what of a
+captured step on photographs goes away where its batches are there already, in the same rounds: a GPU that has nothing
+else to do for longer is slower, so that two races tell nothing of each other. It exits with 1 where a goal is missed
+(``GOALS``), and says which; --quick is SRGAN at smaller sizes, compiles nothing, and its ratios are no measure of the
+paper's.
 """
 
 from __future__ import annotations
@@ -188,6 +190,11 @@ class Contestant:
         seconds: float = self.ask(str(times))
         return seconds
 
+    def still(self, times: int) -> float:
+        """The same on batches that are there already."""
+        seconds: float = self.ask(f"still {times}")
+        return seconds
+
     def ask(self, what: str) -> Any:
         if self.process.stdin:
             self.process.stdin.write(what + "\n")
@@ -219,7 +226,7 @@ def started(names: Iterable[str], options: argparse.Namespace, gan: bool) -> Ite
 
 
 def measured(options: argparse.Namespace, size: Size, device: torch.device, gan: bool) -> dict[str, Any]:
-    least = 0.2 if device.type == "cuda" else 0.0
+    least = 0.5 if device.type == "cuda" else 0.0
     # to compile takes a minute
     without = options.quick or options.without_compile
     names = [name for name in contestants(size, device, gan) if not (without and name.endswith("compile"))]
@@ -234,7 +241,11 @@ def measured(options: argparse.Namespace, size: Size, device: torch.device, gan:
             among = {name: processes[name] for name in names if name in processes}
             for process in among.values():
                 process.ask("photographs")
-            made["real"] = figures(in_turn(among, options.rounds, least), device)
+            ours, still = f"ours, {default}", f"ours, {default}, batches that are there"
+            race: dict[str, Callable[[int], float]] = {**among, still: among[ours].still}
+            seconds = in_turn(race, options.rounds, least)
+            made["real"] = figures(seconds, device)
+            made["waiting"] = spread([1 - a / b for a, b in zip(seconds[still], seconds[ours], strict=True)])
     return made
 
 
@@ -245,11 +256,11 @@ def one(options: argparse.Namespace, size: Size, device: torch.device, gan: bool
     with redirect_stdout(sys.stderr), ExitStack() as stack:
         if mode and device.type == "cpu":  # a part of the mode, as `run` sets it
             stack.enter_context(kept_memory())
-        batches = synthetic(size, device)
+        there = batches = synthetic(size, device)
         try:
             step = contestants(size, device, gan)[options.one]()
             if device.type == "cuda":
-                timed(partial(_fed, step, batches), untimed(mode), device)
+                timed(partial(_fed, step, there), untimed(mode), device)
         except (ImportError, RuntimeError, TypeError, ValueError, AttributeError, LookupError) as error:
             print(json.dumps(str(error)), file=answers)
             return
@@ -261,7 +272,8 @@ def one(options: argparse.Namespace, size: Size, device: torch.device, gan: bool
             elif asked == "photographs":
                 batches = real(size, device, options.data)
             else:
-                found = timed(partial(_fed, step, batches), int(asked), device)
+                still, _, times = asked.rpartition(" ")
+                found = timed(partial(_fed, step, there if still else batches), int(times), device)
             print(json.dumps(found), file=answers, flush=True)
 
 
@@ -292,11 +304,9 @@ def summary(by_network: dict[str, Any], default: Mode) -> dict[str, float]:
         by_a += [mib / peaks[f"a, {n[6:]}"] for n, mib in peaks.items() if n[:6] == "ours, " and f"a, {n[6:]}" in peaks]
     srgan = by_network.get("srgan", {}).get("synthetic", {})
     made |= {name: srgan[name] for name in ("ratio_a", "ratio_b", "ratio_c") if name in srgan}
-    if default.capture == "graph":  # of eager steps data.py says how long they wait
-        ours = f"ours, {default}"
-        pairs = [(of["synthetic"]["ms"][ours], of["real"]["ms"][ours]) for of in by_network.values() if "real" in of]
-        if pairs:
-            made["wait_share"] = short(max(0.0, *(1 - still["median"] / real["median"] for still, real in pairs)))
+    waiting = [of["waiting"]["median"] for of in by_network.values() if "waiting" in of]
+    if waiting and default.capture == "graph":  # of eager steps data.py says how long they wait
+        made["wait_share"] = max(0.0, *waiting)
     return made | {"memory_a": short(max(by_a))}
 
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from sr_pipeline.memsets import as_kernels
 from sr_pipeline.streams import joining, recorded, there_since
 
 T = TypeVar("T")
@@ -43,20 +44,22 @@ class CudaGraph:
         return made
 
     def _recorded(self, work: Callable[[], T], fed: Iterable[Tensor]) -> tuple[torch.cuda.CUDAGraph, T]:
-        main, graph = torch.cuda.current_stream(self.device), torch.cuda.CUDAGraph()
+        main, graph = torch.cuda.current_stream(self.device), torch.cuda.CUDAGraph(keep_graph=True)
         try:
             # Of this thread's calls alone: the one that writes checkpoints may use the device meanwhile.
             with torch.cuda.graph(graph, stream=self.side, capture_error_mode="thread_local"):
                 _begin(self.device)
                 self.began = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 self.began.record()
-                self.used, self.done, self.ends = 0, [], {}
-                with there_since(self.began, fed), recorded(), joining(self.side):
+                self.used, self.done, self.ends, self.settled = 0, [], {}, self.began
+                with there_since(self.began, fed), recorded(), joining(self.side, self.settled):
                     made = work()
                 for event in self.done:
                     self.side.wait_event(event)
         finally:
             torch.cuda.set_stream(main)  # which torch leaves undone where the recording failed
+        as_kernels(graph, self.device)
+        graph.instantiate()
         return graph, made
 
     @contextmanager
@@ -69,7 +72,7 @@ class CudaGraph:
             stream.wait_event(self.done[n])
         for tensor in (tensor for tensor in read if tensor.is_cuda):
             tensor.record_stream(stream)  # so that whoever made it does not use its memory again before
-        with torch.cuda.stream(stream), joining(stream):
+        with torch.cuda.stream(stream), joining(stream, self.settled):
             yield
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(stream)
@@ -79,6 +82,7 @@ class CudaGraph:
     def changed(self) -> None:
         """All that follows on any stream waits: autograd comes back to the streams of forward passes, and makes new
         gradients in the memory of those that the job before may still read."""
+        self.settled = self.done[-1]
         self.ends.clear()
         for stream in self.streams[: self.used]:
             stream.wait_event(self.done[-1])

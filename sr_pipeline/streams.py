@@ -8,15 +8,23 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 _NAME = "_ready_since"
 _RECORDED = ContextVar("recorded", default=False)
-_USED: ContextVar[list[torch.cuda.Stream] | None] = ContextVar("used", default=None)
+_JOB: ContextVar[_Job | None] = ContextVar("job", default=None)
 _LEAD = 4
 """Tensors made ahead whose use is on its way."""
+
+
+class _Job(NamedTuple):
+    """What of a recording is being recorded."""
+
+    settled: torch.cuda.Event
+    used: list[torch.cuda.Stream]
 
 
 @contextmanager
@@ -53,28 +61,30 @@ def ready_since(tensor: Tensor) -> torch.cuda.Event | None:
 
 
 @contextmanager
-def joining(stream: torch.cuda.Stream) -> Iterator[None]:
-    """Amid a recording, the stream goes on after all that is done ``beside`` it inside."""
-    used = list[torch.cuda.Stream]()
-    token = _USED.set(used)
+def joining(stream: torch.cuda.Stream, settled: torch.cuda.Event) -> Iterator[None]:
+    """Amid a recording, the stream goes on after all that is done ``beside`` it inside. Models and optimizers are as
+    they are since ``settled``."""
+    job = _Job(settled, [])
+    token = _JOB.set(job)
     try:
         yield
     finally:
-        _USED.reset(token)
-    for other in used:
+        _JOB.reset(token)
+    for other in job.used:
         stream.wait_stream(other)
 
 
 @contextmanager
 def beside(device: torch.device) -> Iterator[torch.cuda.Stream | None]:
-    """Amid a recording, inside, a stream beside the current one, which goes on from it; else where one is, and None."""
-    here, used = recorded_stream(device), _USED.get()
-    if here is None or used is None:
+    """Amid a recording, inside, a stream beside the current one, for what reads nothing but models and optimizers: it
+    begins when they were changed last. Else where one is, and None."""
+    here, job = recorded_stream(device), _JOB.get()
+    if here is None or job is None:
         yield None
         return
     stream = _own(here)
-    stream.wait_stream(here)
-    used.append(stream)
+    stream.wait_event(job.settled)
+    job.used.append(stream)
     with torch.cuda.stream(stream):
         yield stream
 
@@ -92,7 +102,7 @@ def priority_beside(stream: torch.cuda.Stream) -> int:
 
 @cache
 def _own(stream: torch.cuda.Stream) -> torch.cuda.Stream:
-    """Of this stream alone: it waits for what the other waited for, so that its memory may be used again."""
+    """Of this stream alone."""
     return torch.cuda.Stream(stream.device, priority=priority_beside(stream))  # type: ignore[no-untyped-call]
 
 

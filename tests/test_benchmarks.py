@@ -124,8 +124,20 @@ def test_a_turn_lasts_as_long_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     gone: list[float] = []
     monkeypatch.setattr(measure, "clock", clock_of(seconds=gone))
     seconds = measure.race({"short": lambda: gone.append(0.1)}, rounds=1, least=0.95)
-    assert len(gone) == 2 + 10
+    assert len(gone) == 1 + (1 + 2 + 4) + 10  # one not counted, rows until one lasts a quarter of that, and the turn
     assert seconds["short"] == pytest.approx([0.1])
+
+
+def test_a_turn_is_as_long_where_the_first_call_is_slow() -> None:
+    """As that of a step whose device was idle is: a turn is as many calls as a row of them says."""
+    rows = list[int]()
+
+    def take(calls: int) -> float:
+        rows.append(calls)
+        return 0.5 + 0.1 * calls
+
+    seconds = measure.in_turn({"idle at first": take}, rounds=1, least=20.0)
+    assert rows[-1] * seconds["idle at first"][0] > 0.9 * 20.0
 
 
 def test_a_machines_name_is_fit_for_a_file() -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sr_nodes._fused.adam import update
 from sr_nodes.assets import graphs
 from sr_nodes.data import photographs, random_crops
 from sr_nodes.discriminators import discriminator
@@ -21,6 +22,7 @@ from sr_nodes.srresnet import srresnet
 from sr_pipeline.check import with_settings
 from sr_pipeline.cudagraph import CudaGraph
 from sr_pipeline.graph import Graph
+from sr_pipeline.memsets import as_kernels
 from sr_pipeline.registry import Registry
 from sr_pipeline.run import run
 from sr_pipeline.streams import recorded
@@ -133,6 +135,82 @@ def test_passes_on_two_branches_add_up_their_gradients(monkeypatch: pytest.Monke
         graph.replay()
         for one, other in zip(found, wanted, strict=True):
             assert (one.double() - other.double()).norm() <= 1e-4 * other.double().norm()
+
+
+def test_a_recorded_step_of_adam_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After two passes; and the next step reads what it changed."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    net, pictures = _network("discriminator", 2)
+    graph, device = CudaGraph(torch.device("cuda")), torch.device("cuda")
+    learned = list(net.parameters())
+    optimizer = torch.optim.Adam(learned, 1e-4, fused=True, capturable=True)
+
+    def step(job: Callable[[list[int], list[torch.Tensor]], AbstractContextManager[None]]) -> None:
+        results = list[torch.Tensor]()
+        for n, picture in enumerate(pictures):
+            with job(list(range(n)), []), torch.autocast("cuda", torch.bfloat16):
+                results.append(net(picture))
+        with job([1, 0], results):
+            net.zero_grad(set_to_none=True)
+            torch.autograd.backward(results[0].float().square().mean() + results[1].float().mean(), inputs=learned)
+            update(optimizer)
+            net.zero_grad(set_to_none=True)
+
+    def at_once() -> None:
+        step(lambda *_: nullcontext())
+
+    for _ in range(3):
+        graph.warm_up(at_once)
+    begun = copy.deepcopy((net.state_dict(), optimizer.state_dict()))
+    for _ in range(3):
+        graph.warm_up(at_once)
+    wanted = [p.detach().clone() for p in learned]
+    for tensor, was in zip(net.state_dict().values(), begun[0].values(), strict=True):
+        tensor.copy_(was)
+    for number, p in enumerate(learned):
+        for name, value in optimizer.state[p].items():
+            value.copy_(begun[1]["state"][number][name])
+    start = [p.detach().clone() for p in learned]
+    graph.record(lambda: step(graph.job), pictures)
+    for _ in range(3):
+        graph.replay()
+    torch.cuda.synchronize(device)
+    for p, one, before in zip(learned, wanted, start, strict=True):
+        if (one - before).norm() > 1e-3 * before.norm():  # not a bias before BatchNorm, whose gradient is zero
+            assert (p - one).norm() < 0.1 * (one - before).norm()
+    dense = max(learned, key=torch.Tensor.numel)
+    place = next(n for n, p in enumerate(learned) if p is dense)
+    assert (dense - wanted[place]).norm() < 0.05 * (wanted[place] - start[place]).norm()
+
+
+def test_memsets_are_replayed_as_kernels() -> None:
+    """Each fills what it filled: bytes, and words, and what is left of a row as it was."""
+    runtime = pytest.importorskip("cuda.bindings.runtime")
+    driver = pytest.importorskip("cuda.bindings.driver")
+    device = torch.device("cuda")
+    found, graph = torch.zeros(5_000_000, dtype=torch.uint8, device=device), torch.cuda.CUDAGraph(keep_graph=True)
+    fills = [(0, 4, 0xAB), (4096, 3_000_004, 0x01), (3_500_000, 3, 0x77)]
+    with torch.cuda.graph(graph):
+        found.add_(0)
+        stream = torch.cuda.current_stream().cuda_stream
+        for at, count, value in fills:
+            assert int(runtime.cudaMemsetAsync(found.data_ptr() + at, value, count, stream)[0]) == 0
+        assert int(driver.cuMemsetD32Async(found.data_ptr() + 4_000_000, 0x12345678, 300, stream)[0]) == 0
+        assert int(driver.cuMemsetD16Async(found.data_ptr() + 4_500_000, 0xBEEF, 302, stream)[0]) == 0
+        assert int(runtime.cudaMemset2DAsync(found.data_ptr() + 4_600_000, 64, 0x55, 8, 3, stream)[0]) == 0
+        copied = found + 0
+    assert as_kernels(graph, device) == 4
+    graph.instantiate()
+    graph.replay()
+    wanted = torch.zeros(5_000_000, dtype=torch.uint8)
+    for at, count, value in fills:
+        wanted[at : at + count] = value
+    wanted[4_000_000 : 4_000_000 + 1200].view(torch.int32).fill_(0x12345678)
+    wanted[4_500_000 : 4_500_000 + 604].view(torch.int16).fill_(0xBEEF - 0x10000)
+    wanted[4_600_000 : 4_600_000 + 192].view(3, 64)[:, :8] = 0x55
+    assert torch.equal(found.cpu(), wanted)
+    assert torch.equal(copied.cpu(), wanted)
 
 
 def _network(net: str, pictures: int) -> tuple[torch.nn.Module, list[torch.Tensor]]:

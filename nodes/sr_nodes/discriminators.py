@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from sr_nodes.batchnorm import synchronised
-from sr_nodes.fused import Layer, ahead, all_ahead, chain, conv_of_few, dense, serves
+from sr_nodes.fused import Layer, ahead, all_ahead, chain, conv_of_few, dense, few_ahead, serves
 from sr_nodes.modules import CPU, mode, seeded
 from sr_nodes.types import Discriminator, Image, Logits
 from sr_pipeline.node import node
@@ -63,8 +63,8 @@ class SRGANDiscriminator(Discriminator):
         conv, act, *rest = self.features
         flatten, wide, *last = self.classifier
         layers = [Layer(*rest[n : n + 3]) for n in range(0, len(rest), 3)]  # type: ignore[arg-type]
-        rounded, weight = all_ahead(layers), ahead(cast(nn.Linear, wide))
-        first = act(conv_of_few(x, cast(nn.Conv2d, conv)))
+        few, rounded, weight = few_ahead(cast(nn.Conv2d, conv)), all_ahead(layers), ahead(cast(nn.Linear, wide))
+        first = conv_of_few(x, cast(nn.Conv2d, conv), act, few)
         found = chain(first, layers, rounded)
         logits = dense(flatten(found), weight, cast(nn.Linear, wide))
         for layer in last:

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sr_nodes._fused.chain import Chain, learned_by, packed, rounded_weights
+from sr_nodes._fused.chain import Chain, awaited, prepared
 from sr_nodes._fused.chain import Layer as Layer
-from sr_nodes._fused.layers import ConvOfFew, ConvReLU, Shuffle, SumRows, by_corner, matrix
+from sr_nodes._fused.layers import ConvOfFew, ConvReLU, LeakyConvOfFew, Shuffle, SumRows, by_corner, matrix
 from sr_nodes._fused.maps import LAST, Geometry
 from sr_nodes._fused.products import Convolution, Dense, Learned
-from sr_nodes._fused.streams import Ahead
+from sr_nodes._fused.streams import Ahead, Beside, on
 from sr_pipeline.streams import is_recorded
 
 
@@ -39,9 +39,10 @@ def chain(x: Tensor, layers: Sequence[Layer], weights: Ahead | None = None) -> T
     """The last layer's result; the weights may be ``all_ahead(layers)``."""
     widest = max(layer.conv.out_channels for layer in layers)
     if serves(x) and _is_small(x, widest) and all(_is_known(layer) for layer in layers):
-        learned = packed(learned_by(layers))
-        rounded = weights or partial(rounded_weights, layers)
-        return cast(Tensor, Chain.apply(_low(x), tuple(layers), rounded, learned))
+        made, pending = weights or partial(prepared, layers), list[Beside]()
+        with on(weights.stream if weights else None):  # on which autograd comes back to them, beside the pass
+            learned = awaited(layers, pending)
+        return cast(Tensor, Chain.apply(_low(x), tuple(layers), made, learned, pending))
     results = [x]
     for layer in layers:
         y = layer.bn(layer.conv(results[-1]))
@@ -53,22 +54,29 @@ def chain(x: Tensor, layers: Sequence[Layer], weights: Ahead | None = None) -> T
 def all_ahead(layers: Sequence[Layer]) -> Ahead | None:
     """Their weights for ``chain``, which are rounded beside what comes before; None where that runs layer by layer."""
     known = all(_is_known(layer) for layer in layers)
-    return Ahead(partial(rounded_weights, layers), layers[0].conv.weight.device) if known else None
+    return Ahead(partial(prepared, layers), *(layer.conv for layer in layers)) if known else None
 
 
 def ahead(linear: nn.Linear) -> Learned:
     """Its weight for ``dense``, which is rounded beside what comes before the layer."""
-    return Learned(lambda: linear.weight, linear.weight.device)
+    return Learned(lambda: linear.weight, linear)
 
 
 def corners_ahead(conv: nn.Conv2d, shuffle: nn.PixelShuffle) -> Learned | None:
     """The same for ``conv_shuffle``, which has kernels for a factor of 2."""
-    return Learned(lambda: by_corner(conv.weight), conv.weight.device) if shuffle.upscale_factor == 2 else None
+    return Learned(lambda: by_corner(conv.weight), conv) if shuffle.upscale_factor == 2 else None
 
 
 def rows_ahead(conv: nn.Conv2d) -> Learned:
     """The same for ``conv_to_few``."""
-    return Learned(lambda: _rows(conv), conv.weight.device)
+    return Learned(lambda: _rows(conv), conv)
+
+
+def few_ahead(conv: nn.Conv2d) -> Ahead | None:
+    """The same, with the bias, for ``conv_of_few``; None where that is ``conv``."""
+    if not (_is_plain(conv) and _reads_few(conv)) or conv.bias is None:
+        return None
+    return Ahead(lambda: [matrix(conv.weight, cast(Tensor, conv.bias))], conv)
 
 
 def conv_shuffle(x: Tensor, weight: Learned | None, conv: nn.Conv2d, shuffle: nn.PixelShuffle, act: nn.PReLU) -> Tensor:
@@ -85,15 +93,18 @@ def dense(x: Tensor, weight: Learned, linear: nn.Linear) -> Tensor:
     return y if linear.bias is None else y + linear.bias
 
 
-def conv_of_few(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """A convolution of a picture, of so few channels that all it reads for a pixel is one row of a matrix.
+def conv_of_few(x: Tensor, conv: nn.Conv2d, act: nn.Module, weight: Ahead | None = None) -> Tensor:
+    """``act(conv(x))`` of a picture, of so few channels that all it reads for a pixel is one row of a matrix; in a
+    recorded step the weight may be ``few_ahead(conv)``.
 
     cuDNN's kernels take channels by eight at least.
     """
-    few = _is_plain(conv) and _reads_few(conv) and _is_small(x, max(256, conv.out_channels))
-    if not (serves(x) and few and conv.bias is not None):
-        return cast(Tensor, conv(x))
-    return cast(Tensor, ConvOfFew.apply(x, conv.weight, conv.bias, None))
+    if not (serves(x) and _is_small(x, max(256, conv.out_channels))) or (made := weight or few_ahead(conv)) is None:
+        return cast(Tensor, act(conv(x)))
+    (low,) = made()
+    if type(act) is nn.LeakyReLU and _reads_few(conv, 64):
+        return cast(Tensor, LeakyConvOfFew.apply(x, conv.weight, conv.bias, low, act.negative_slope))
+    return cast(Tensor, act(ConvOfFew.apply(x, conv.weight, conv.bias, low)))
 
 
 def conv_to_few(x: Tensor, conv: nn.Conv2d, weight: Learned | None = None) -> Tensor:
@@ -136,8 +147,8 @@ def frozen(x: Tensor, layers: nn.Sequential) -> Tensor:
             continue
         del rest[:2]
         low, bias = _rounded(conv)
-        if _reads_few(conv):
-            x = ConvOfFew.apply(x, conv.weight, bias, low)
+        if _reads_few(conv, 64):
+            x = LeakyConvOfFew.apply(x, conv.weight, conv.bias, low, 0.0)
             continue
         pooled = bool(rest) and type(rest[0]) is nn.MaxPool2d and _halves(rest[0])
         del rest[: int(pooled)]
@@ -163,9 +174,9 @@ def _is_plain(conv: nn.Module) -> bool:
     return known and height == width and height % 2 == 1 and conv.padding == (height // 2, width // 2)
 
 
-def _reads_few(conv: nn.Conv2d) -> bool:
+def _reads_few(conv: nn.Conv2d, columns: int = 256) -> bool:
     """Whether what it reads for a pixel is one row of a matrix, with a column left for the bias."""
-    return conv.in_channels * conv.kernel_size[0] ** 2 < 256
+    return conv.in_channels * conv.kernel_size[0] ** 2 < columns
 
 
 def _is_small(x: Tensor, channels: int) -> bool:
@@ -230,13 +241,13 @@ _ROUNDED: WeakKeyDictionary[nn.Conv2d, tuple[tuple[Any, ...], Tensor, Tensor]] =
 
 
 def _rounded(conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias; for ``ConvOfFew`` the weight is its matrix."""
+    """Weight and bias; for ``LeakyConvOfFew`` the weight is the matrix of both."""
     weight, bias = conv.weight, conv.bias
     assert bias is not None
     now = (id(weight), weight._version, weight.data_ptr(), id(bias), bias._version, bias.data_ptr())
     found = _ROUNDED.get(conv)
     if found is None or found[0] != now:
-        low = matrix(weight, None) if _reads_few(conv) else weight.to(torch.bfloat16, memory_format=LAST)
+        low = matrix(weight, bias) if _reads_few(conv, 64) else weight.to(torch.bfloat16, memory_format=LAST)
         found = now, low, bias.to(torch.bfloat16)
         if not torch.cuda.is_current_stream_capturing():
             torch.cuda.current_stream(low.device).synchronize()  # once, because other streams will read it

@@ -18,6 +18,7 @@ from sr_nodes.fused import (
     conv_shuffle,
     conv_to_few,
     corners_ahead,
+    few_ahead,
     rows_ahead,
     serves,
 )
@@ -91,11 +92,12 @@ class SRResNet(Generator):
     def _fused(self, x: Tensor) -> Tensor:
         """All but the output's activation, in few kernels."""
         layers = self._layers() if self.config["batch_norm"] else []
+        conv, act = self.head
+        few = few_ahead(cast(nn.Conv2d, conv))
         rounded = all_ahead(layers) if layers else None
         weights = [corners_ahead(*self.upsample[n : n + 2]) for n in range(0, len(self.upsample), 3)]
         last = rows_ahead(self.tail)
-        conv, act = self.head
-        first = act(conv_of_few(x, cast(nn.Conv2d, conv)))
+        first = conv_of_few(x, cast(nn.Conv2d, conv), act, few)
         features = chain(first, layers, rounded) if layers else first + self.blocks(first)
         for n, weight in enumerate(weights):
             features = conv_shuffle(features, weight, *self.upsample[3 * n : 3 * n + 3])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from sr_nodes import fused
 from sr_nodes._fused import chain as chains
 from sr_nodes._fused import kernels, layers
 from sr_nodes._fused.maps import rows_of, up
+from sr_nodes._fused.streams import Beside
 from sr_nodes.discriminators import SRGANDiscriminator
 from sr_nodes.fused import Layer, chain
 from sr_nodes.modules import seeded
@@ -100,8 +102,9 @@ def test_a_chain_is_its_layers(channels: int, slopes: int, bias: bool) -> None:
 def fused_chain(net: Net, x: Tensor) -> Tensor:
     those = net.layers()
     weights = [layer.conv.weight.detach().contiguous(memory_format=LAST) for layer in those]
-    learned = chains.packed(chains.learned_by(those))
-    found: Tensor = chains.Chain.apply(x, those, lambda: weights, learned)
+    counters = chains.prepared(those)[-1]
+    pending = list[Beside]()
+    found: Tensor = chains.Chain.apply(x, those, lambda: [*weights, counters], chains.awaited(those, pending), pending)
     return found
 
 
@@ -110,7 +113,8 @@ def test_two_passes_add_up_their_gradients() -> None:
     pictures = [noise(2, 16, 4, 5, seed=n).to(memory_format=LAST) for n in (0, 1)]
     alone = [torch.autograd.grad(fused_chain(net, x).square().sum(), list(net.parameters())) for x in pictures]
     results = [fused_chain(net, x) for x in pictures]
-    assert len({id(result.grad_fn.next_functions[-1][0]) for result in results}) == 1  # type: ignore[union-attr]
+    awaited = [result.grad_fn.next_functions[-1][0] for result in results]  # type: ignore[union-attr]
+    assert len({id(of.next_functions[0][0]) for of in awaited}) == 1  # type: ignore[union-attr]
     sum(result.square().sum() for result in results).backward()  # type: ignore[union-attr]
     for p, one, other in zip(net.parameters(), *alone, strict=True):
         assert p.grad is not None
@@ -166,23 +170,36 @@ def test_summed_rows_are_the_convolution(side: int) -> None:
 
 
 @pytest.mark.parametrize("side", [3, 9])
-@pytest.mark.parametrize("relu", [False, True])
-def test_a_convolution_of_few_channels(side: int, relu: bool) -> None:
-    """In bfloat16, which keeps 8 bits: a ReLU may open for one that does not for the other."""
+def test_a_convolution_of_few_channels(side: int) -> None:
+    """In bfloat16, which keeps 8 bits."""
     drawn = noise(2, 3, 12, 10), noise(20, 3, side, side, seed=1) / side**2, noise(20, seed=2)
     (x, weight, bias), (y, other, shift) = twice(*(tensor.bfloat16().float() for tensor in drawn))
     wanted = F.conv2d(x, weight, bias, padding=side // 2)
-    wanted = wanted.relu() if relu else wanted
-    given = (shift.detach().bfloat16(), layers.matrix(other.detach(), None)) if relu else (shift, None)
-    found: Tensor = layers.ConvOfFew.apply(y, other, *given)
+    found: Tensor = layers.ConvOfFew.apply(y, other, shift, layers.matrix(other, shift))
     assert_close(found, wanted, 0.01)
     grad = noise(2, 20, 12, 10, seed=3).bfloat16()
     wanted.backward(grad.float())  # type: ignore[no-untyped-call]
     found.backward(grad)  # type: ignore[no-untyped-call]
-    for p, q in ((x, y),) if relu else ((x, y), (weight, other), (bias, shift)):
+    for p, q in ((x, y), (weight, other), (bias, shift)):
         assert p.grad is not None
         assert q.grad is not None
         assert (q.grad - p.grad).norm() < 0.02 * p.grad.norm()
+
+
+@pytest.mark.parametrize(("side", "channels"), [(3, 3), (1, 3), (3, 1)])
+@pytest.mark.parametrize("slope", [0.0, 0.2])
+@pytest.mark.parametrize("outputs", [20, 72])
+def test_a_convolution_of_few_channels_and_a_leaky_relu(side: int, channels: int, slope: float, outputs: int) -> None:
+    """Of a picture whose pixels lie in any order, and more of them than a group has."""
+    shape = outputs, channels, side, side
+    drawn = noise(2, channels, 14, 10).to(memory_format=LAST), noise(*shape, seed=1), noise(outputs, seed=2)
+    (x, weight, bias), (y, other, shift) = twice(*drawn)
+    wanted = F.leaky_relu(F.conv2d(x, weight, bias, padding=side // 2), slope)
+    low = layers.matrix(other, shift, torch.float32)
+    found: Tensor = layers.LeakyConvOfFew.apply(y, other, shift, low, slope)
+    assert found.is_contiguous(memory_format=LAST)
+    assert_close(found, wanted)
+    assert_same_gradients(wanted, found, (x, y), (weight, other), (bias, shift))
 
 
 @pytest.mark.parametrize(("height", "width"), [(12, 10), (13, 11)])
@@ -217,8 +234,10 @@ def test_few_kernels_are_as_near_to_float32_as_autocast(
     made: Callable[[], nn.Module], side: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A network's result, and the gradients of all that it learns but for biases before BatchNorm and single slopes,
-    which nearly cancel. The interpreter has no products of bfloat16, so convolutions are torch's."""
+    which nearly cancel. The interpreter has no products of bfloat16, so convolutions are torch's, or of float32."""
     monkeypatch.setattr(chains, "_is_few", lambda x, conv: False)
+    exact = partial(layers.matrix, dtype=torch.float32)
+    monkeypatch.setattr(fused, "matrix", lambda w, bias: (exact if w[0].numel() < 64 else layers.matrix)(w, bias))
     with seeded(torch.Generator().manual_seed(0)):
         net = made()
     left_out = ("blocks.1.bias", "body.0.bias", "body.3.bias", "head.1.weight", "body.2.weight", "upsample.2.weight")

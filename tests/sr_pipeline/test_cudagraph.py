@@ -45,6 +45,14 @@ class Event:
         self.before = set((stream or Cuda.current).before)
 
 
+class Graph:
+    def __init__(self, keep_graph: bool) -> None:
+        self.whole = False
+
+    def instantiate(self) -> None:
+        self.whole = True
+
+
 class Cuda:
     """What a recording uses of ``torch.cuda``."""
 
@@ -80,8 +88,9 @@ def recording(monkeypatch: pytest.MonkeyPatch) -> CudaGraph:
     Cuda.current, Event.waited = Stream(), 0
     monkeypatch.setattr(streams, "_beside", lambda device: Stream())
     monkeypatch.setattr(cudagraph, "_begin", lambda device: None)
+    monkeypatch.setattr(cudagraph, "as_kernels", lambda graph, device: None)
     for name, stand_in in {
-        "Stream": Stream, "Event": Event, "CUDAGraph": object, "graph": Cuda.graph, "device": Cuda.device,
+        "Stream": Stream, "Event": Event, "CUDAGraph": Graph, "graph": Cuda.graph, "device": Cuda.device,
         "stream": Cuda.stream, "set_stream": Cuda.set_stream, "current_stream": lambda device: Cuda.current,
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, stand_in)
@@ -143,24 +152,27 @@ def test_after_a_change_no_stream_goes_on_without_it(recording: CudaGraph) -> No
 
 
 def test_a_job_ends_with_what_was_done_beside_it(recording: CudaGraph, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Though nobody waited for it, as a graph's capture must."""
+    """Though nobody waited for it, as a graph's capture must. It began when weights were changed last."""
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     monkeypatch.setattr(streams, "_own", cache(lambda stream: Stream()))
     found = list[set[str]]()
 
     def work() -> None:
         with recording.job([], []):
+            Cuda.current.before.add("step!")
+        recording.changed()
+        with recording.job([0], []):
             Cuda.current.before.add("job")
             with beside(torch.device("cuda")) as stream:
                 assert cast(Any, stream) is Cuda.current
                 Cuda.current.before.add("aside")
             assert "aside" not in Cuda.current.before
             found.append(cast(Any, stream).before)
-        with recording.job([0], []):
+        with recording.job([1], []):
             found.append(Cuda.current.before)
 
     recording.record(work, [])
-    assert found[0] >= {"job", "aside"}
+    assert found[0] == {"step!", "aside"}
     assert found[1] >= {"job", "aside"}
     with beside(torch.device("cuda")) as stream:
         assert stream is None

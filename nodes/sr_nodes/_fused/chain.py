@@ -108,30 +108,52 @@ def packed(tensors: Sequence[Tensor]) -> Tensor:
     return found
 
 
+class Awaited(torch.autograd.Function):
+    """What layers learn; its gradient is there when the work beside the backward pass is done that is ``pending``."""
+
+    @staticmethod
+    def forward(ctx: Any, learned: Tensor, pending: list[Beside]) -> Tensor:
+        ctx.learned, ctx.pending = learned, pending  # kept, so that ``packed`` finds it for another pass
+        return learned.view_as(learned)
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        for beside in ctx.pending:
+            beside.wait()
+        return grad, None
+
+
+def awaited(layers: Sequence[Layer], pending: list[Beside]) -> Tensor:
+    """What layers learn, as one tensor to ``Chain``."""
+    return cast(Tensor, Awaited.apply(packed(learned_by(layers)), pending))
+
+
 class Chain(torch.autograd.Function):
     """Layers one after the other, [B, C, H, W] in bfloat16 and channels_last."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, layers: tuple[Layer, ...], rounded: Callable[[], list[Tensor]], learned: Tensor
-    ) -> Tensor:
-        lows, results, saved = rounded(), [x], list[Tensor]()
-        for layer, low, arrived in zip(layers, lows, _counters(layers, x.device), strict=True):
+        ctx: Any, x: Tensor, layers: tuple[Layer, ...], made: Callable[[], list[Tensor]], learned: Tensor,
+        pending: list[Beside],
+    ) -> Tensor:  # fmt: skip
+        (*lows, counters), results, saved = made(), [x], list[Tensor]()
+        for layer, low, arrived in zip(layers, lows, counters, strict=True):
             residual = None if layer.skip is None else results[layer.skip]
             out, *kept = (_few if _is_few(results[-1], layer.conv) else _many)(
                 results[-1], low, layer, residual, arrived
             )
             saved += kept
             results.append(out)
-        ctx.layers, ctx.learned = layers, learned
-        ctx.save_for_backward(*results[:-1], *saved, *lows)
+        ctx.layers, ctx.learned, ctx.pending = layers, learned, pending
+        ctx.save_for_backward(*results[:-1], *saved, *lows, counters)
         return results[-1]
 
     @staticmethod
     @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         layers, count = ctx.layers, len(ctx.layers)
-        saved = ctx.saved_tensors
+        *saved, arrived = ctx.saved_tensors
         results, maps, lows = saved[:count], saved[count : 3 * count], saved[3 * count : 4 * count]
         wanted = ctx.needs_input_grad
         grads: list[list[Tensor]] = [*([] for _ in layers), [grad.contiguous(memory_format=LAST)]]
@@ -140,7 +162,6 @@ class Chain(torch.autograd.Function):
         flat = grad.new_empty(ctx.learned.shape, dtype=torch.float32) if wanted[3] else None
         weights = _parts(flat, _like(learned_by(layers)[:count])) if flat is not None else []
         sums = dict[int, Tensor]()
-        arrived = _counters(layers, grad.device)
         of_out, found = _gradients(grads.pop(), maps[-2], maps[-1], layers[-1], arrived[-1])
         for n in range(count - 1, -1, -1):
             layer, (y, kept) = layers[n], maps[2 * n : 2 * n + 2]
@@ -159,15 +180,19 @@ class Chain(torch.autograd.Function):
             if flat is not None:  # after what the pass waits for, which it would be in the way of
                 beside(partial(_of_weight, weights[n], of_y, results[n], lows[n], layer.conv))
         if flat is not None:
-            _fill(flat[sum(weight.numel() for weight in weights) :], layers, sums)
-        beside.join()
-        return _sum(grads[0]) if wanted[0] else None, None, None, flat
+            beside(partial(_fill, flat[sum(weight.numel() for weight in weights) :], layers, sums))
+        beside.join_later(ctx.pending)
+        return _sum(grads[0]) if wanted[0] else None, None, None, flat, None
 
 
 @torch.no_grad()
-def rounded_weights(layers: Sequence[Layer]) -> list[Tensor]:
-    """Of the layers' convolutions, in bfloat16 and channels_last."""
-    return cast_all([layer.conv.weight.contiguous(memory_format=LAST) for layer in layers], torch.bfloat16)
+def prepared(layers: Sequence[Layer]) -> list[Tensor]:
+    """The weights of the layers' convolutions, in bfloat16 and channels_last; and for each layer zeros, one for each
+    tile of its channels, in which kernels count the groups that have arrived: when all have, it is zero again."""
+    weights = [layer.conv.weight.contiguous(memory_format=LAST) for layer in layers]
+    most = max(up(layer.conv.out_channels, _NARROW) for layer in layers)
+    counters = torch.zeros((len(layers), most), dtype=torch.int32, device=weights[0].device)
+    return [*cast_all(weights, torch.bfloat16), counters]
 
 
 def _fill(rest: Tensor, layers: Sequence[Layer], sums: dict[int, Tensor]) -> None:
@@ -319,12 +344,6 @@ def _through_statistics(grad: Tensor, y: Tensor, kept: Tensor, found: Tensor, la
         num_warps=WARPS if joined else 2 * WARPS, maxnreg=_REGISTERS,
     )  # fmt: skip
     return out, sums
-
-
-def _counters(layers: Sequence[Layer], device: torch.device) -> Sequence[Tensor]:
-    """For each layer zeros, one for each of its tiles of channels: how many groups have arrived."""
-    most = max(up(layer.conv.out_channels, _NARROW) for layer in layers)
-    return torch.zeros((len(layers), most), dtype=torch.int32, device=device).unbind()
 
 
 def _activation(layer: Layer) -> tuple[int, Tensor | None, bool, float]:

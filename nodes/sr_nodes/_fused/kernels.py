@@ -15,9 +15,13 @@ import triton.language as tl
 
 @triton.jit
 def _is_last(arrived, groups):
-    """Whether all other groups have stored what they found, which is to be read past the multiprocessor's own cache."""
+    """Whether all other groups have stored what they found, which is to be read past the multiprocessor's own cache.
+    Then none has ``arrived`` any more."""
     tl.debug_barrier()
-    return tl.atomic_add(arrived, 1, sem="acq_rel") == groups - 1
+    last = tl.atomic_add(arrived, 1, sem="acq_rel") == groups - 1
+    if last:
+        tl.store(arrived, 0)
+    return last
 
 
 @triton.jit
@@ -465,22 +469,95 @@ def unpool(grad, x, out, rows, height, width, channels, R: tl.constexpr, C: tl.c
 
 
 @triton.jit
-def patches(
-    image, out, rows, height, width, s_b, s_c, s_h, s_w,
-    K: tl.constexpr, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, R: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    """What a K x K convolution reads for each pixel, channels last, then a one, then zeros: [rows, COLUMNS]."""
-    row = tl.program_id(0) * R + tl.arange(0, R)
-    column = tl.program_id(1) * WIDE + tl.arange(0, WIDE)
+def _patches(image, row, column, rows, height, width, s_b, s_c, s_h, s_w, K: tl.constexpr, CHANNELS: tl.constexpr):
+    """What a K x K convolution reads for some pixels, channels last, then a one, then zeros: [rows, columns]."""
     tap = column // CHANNELS
     y = ((row // width) % height)[:, None] + (tap // K)[None, :] - K // 2
     x = (row % width)[:, None] + (tap % K)[None, :] - K // 2
     inside = (y >= 0) & (y < height) & (x >= 0) & (x < width) & (tap < K * K)[None, :] & (row < rows)[:, None]
     place = (row // (height * width))[:, None] * s_b + (column % CHANNELS)[None, :] * s_c + y * s_h + x * s_w
     value = tl.load(image + place, inside, 0.0).to(tl.float32)
-    value = tl.where((column == K * K * CHANNELS)[None, :], 1.0, value)
+    return tl.where((column == K * K * CHANNELS)[None, :] & (row < rows)[:, None], 1.0, value)
+
+
+@triton.jit
+def patches(
+    image, out, rows, height, width, s_b, s_c, s_h, s_w,
+    K: tl.constexpr, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, R: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """``_patches`` of all pixels, [rows, COLUMNS]."""
+    row = tl.program_id(0) * R + tl.arange(0, R)
+    column = tl.program_id(1) * WIDE + tl.arange(0, WIDE)
+    value = _patches(image, row, column, rows, height, width, s_b, s_c, s_h, s_w, K, CHANNELS)
     at = row[:, None] * COLUMNS + column[None, :]
     tl.store(out + at, value.to(out.dtype.element_ty), (row < rows)[:, None] & (column < COLUMNS)[None, :])
+
+
+@triton.jit
+def convolve_few(
+    image, matrix, out, rows, height, width, s_b, s_c, s_h, s_w, channels, leak,
+    K: tl.constexpr, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """A K x K convolution of a picture, its bias, and a LeakyReLU: [rows, channels]. ``matrix`` [channels, COLUMNS] has
+    the order of ``patches``."""
+    row = tl.program_id(0) * R + tl.arange(0, R)
+    column = tl.arange(0, COLUMNS)
+    channel = tl.program_id(1) * C + tl.arange(0, C)
+    known = channel < channels
+    value = _patches(image, row, column, rows, height, width, s_b, s_c, s_h, s_w, K, CHANNELS)
+    weights = tl.load(matrix + channel[:, None] * COLUMNS + column[None, :], known[:, None], 0.0)
+    value = tl.dot(value.to(weights.dtype), tl.trans(weights), input_precision="ieee")
+    value = tl.where(value > 0, value, value * leak)
+    at = row[:, None] * channels + channel[None, :]
+    tl.store(out + at, value.to(out.dtype.element_ty), (row < rows)[:, None] & known[None, :])
+
+
+@triton.jit
+def _before_leak(grad, out, at, there, leak):
+    """The gradient of what a LeakyReLU read, whose result is ``out``."""
+    value = tl.load(grad + at, there, 0.0)
+    return tl.where(tl.load(out + at, there, 0.0) > 0, value, (value.to(tl.float32) * leak).to(value.dtype))
+
+
+@triton.jit
+def convolve_few_back(
+    grad, out, matrix, of_patches, rows, channels, leak, COLUMNS: tl.constexpr, R: tl.constexpr, C: tl.constexpr
+):
+    """The gradient of the ``patches`` that ``convolve_few`` read: [rows, COLUMNS]."""
+    row = tl.program_id(0) * R + tl.arange(0, R)
+    column = tl.arange(0, COLUMNS)
+    total = tl.zeros([R, COLUMNS], tl.float32)
+    for first in range(0, channels, C):
+        channel = first + tl.arange(0, C)
+        known = channel < channels
+        at = row[:, None] * channels + channel[None, :]
+        value = _before_leak(grad, out, at, (row < rows)[:, None] & known[None, :], leak)
+        weights = tl.load(matrix + channel[:, None] * COLUMNS + column[None, :], known[:, None], 0.0)
+        total = tl.dot(value, weights, total, input_precision="ieee")
+    at = row[:, None] * COLUMNS + column[None, :]
+    tl.store(of_patches + at, total.to(of_patches.dtype.element_ty), (row < rows)[:, None])
+
+
+@triton.jit
+def convolve_few_weight(
+    grad, out, image, partial, rows, height, width, s_b, s_c, s_h, s_w, channels, span, leak,
+    K: tl.constexpr, CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, R: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """The gradient of ``convolve_few``'s matrix by each group of rows: ``partial`` [groups, channels, COLUMNS]."""
+    group = tl.program_id(0)
+    column = tl.arange(0, COLUMNS)
+    channel = tl.program_id(1) * C + tl.arange(0, C)
+    known = channel < channels
+    total = tl.zeros([C, COLUMNS], tl.float32)
+    end = tl.minimum((group + 1) * span, rows)
+    for start in tl.range(group * span, end, R, num_stages=2):
+        row = start + tl.arange(0, R)
+        at = row[:, None] * channels + channel[None, :]
+        value = _before_leak(grad, out, at, (row < end)[:, None] & known[None, :], leak)
+        read = _patches(image, row, column, rows, height, width, s_b, s_c, s_h, s_w, K, CHANNELS).to(value.dtype)
+        total = tl.dot(tl.trans(value), read, total, input_precision="ieee")
+    at = (group * channels + channel)[:, None] * COLUMNS + column[None, :]
+    tl.store(partial + at, total, known[:, None])
 
 
 @triton.jit

@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from sr_nodes._fused.maps import GROUPS, LAST, ROWS, WARPS, of_input, once, power, rows_of, split, tile_of, up
 
+_FEW = 128
+"""Of a picture's pixels, that a program has at once which convolves few channels."""
+
 
 class Shuffle(torch.autograd.Function):
     """PReLU of PixelShuffle 2 of a map and a bias: [B, 4 C, H, W] to [B, C, 2 H, 2 W], channels_last.
@@ -58,61 +61,109 @@ def by_corner(weight: Tensor) -> Tensor:
 class ConvOfFew(torch.autograd.Function):
     """A convolution of a picture [B, C, H, W] as a product of matrices, in bfloat16.
 
-    With a matrix ``frozen`` of the weight it is not learned, a ReLU follows, and the bias is cuBLAS' to add. Without,
-    the bias is a column of the matrix, so that its gradient is one of the matrix's.
+    ``low`` is the ``matrix`` of weight and bias: the bias is a column, so that its gradient is one of the matrix's.
     """
 
     @staticmethod
-    def forward(ctx: Any, image: Tensor, weight: Tensor, bias: Tensor, frozen: Tensor | None) -> Tensor:
+    def forward(ctx: Any, image: Tensor, weight: Tensor, bias: Tensor, low: Tensor) -> Tensor:
         from sr_nodes._fused.kernels import patches
 
         batch, channels, height, width = image.shape
-        low = matrix(weight, bias) if frozen is None else frozen
         rows, columns = batch * height * width, low.shape[1]
         read, wide = low.new_empty((rows, columns)), min(64, power(columns))
         patches[(up(rows, ROWS), up(columns, wide))](
             image, read, rows, height, width, *image.stride(), weight.shape[2], channels, columns, ROWS, wide,
             num_warps=WARPS,
         )  # fmt: skip
-        y = read @ low.t() if frozen is None else torch._addmm_activation(bias, read, low.t())
-        ctx.shape = image.shape
-        learned = frozen is None and weight.requires_grad
-        ctx.save_for_backward(weight, low, read if learned else None, None if frozen is None else y)
-        return y.view(batch, height, width, -1).permute(0, 3, 1, 2)
+        ctx.shape, ctx.side = image.shape, weight.shape[2]
+        ctx.save_for_backward(low, read)
+        return (read @ low.t()).view(batch, height, width, -1).permute(0, 3, 1, 2)
 
     @staticmethod
     @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        from sr_nodes._fused.kernels import unpatches
-
-        weight, low, read, y = ctx.saved_tensors
-        batch, channels, height, width = ctx.shape
-        side, rows = weight.shape[2], batch * height * width
-        of_y = grad.permute(0, 2, 3, 1).reshape(rows, -1)
-        if y is not None:
-            of_y = torch.ops.aten.threshold_backward(of_y, y, 0)
-        of_image = of_weight = of_bias = None
+        low, read = ctx.saved_tensors
+        of_y, of_image = grad.permute(0, 2, 3, 1).reshape(len(read), -1), None
+        of_both: tuple[Tensor | None, Tensor | None] = None, None
         if ctx.needs_input_grad[0]:
-            of_image = grad.new_empty(ctx.shape, dtype=torch.float32)
-            unpatches[(up(rows, 128),)](
-                of_y @ low, of_image, rows, height, width, side, channels, low.shape[1], 128, num_warps=WARPS
+            of_image = _unpatched(of_y @ low, ctx.shape, ctx.side)
+        if any(ctx.needs_input_grad[1:]):
+            of_both = _of_weight_and_bias(of_y.t() @ read, ctx.shape[1], ctx.side)
+        return of_image, *of_both, None
+
+
+class LeakyConvOfFew(torch.autograd.Function):
+    """A LeakyReLU of a convolution of a picture that reads fewer than 64 numbers, as ``ConvOfFew``; 0 is ReLU's
+    slope."""
+
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, weight: Tensor, bias: Tensor, low: Tensor, slope: float) -> Tensor:
+        from sr_nodes._fused.kernels import convolve_few
+
+        batch, channels, height, width = image.shape
+        rows, (outputs, columns) = batch * height * width, low.shape
+        out = torch.empty((batch, outputs, height, width), dtype=low.dtype, device=low.device, memory_format=LAST)
+        ctx.side, ctx.slope, tile = weight.shape[2], slope, tile_of(outputs)
+        convolve_few[(up(rows, _FEW), up(outputs, tile))](
+            image, low, out, rows, height, width, *image.stride(), outputs, slope, ctx.side, channels, columns, _FEW,
+            tile, num_warps=WARPS,
+        )  # fmt: skip
+        ctx.save_for_backward(image, low, out)
+        return out
+
+    @staticmethod
+    @once
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        from sr_nodes._fused.kernels import convolve_few_back, convolve_few_weight
+
+        image, low, out = ctx.saved_tensors
+        batch, channels, height, width = image.shape
+        rows, (outputs, columns), tile = batch * height * width, low.shape, tile_of(len(low))
+        grad, of_image = grad.contiguous(memory_format=LAST), None
+        of_both: tuple[Tensor | None, Tensor | None] = None, None
+        if ctx.needs_input_grad[0]:
+            of_patches = low.new_empty((rows, columns))
+            convolve_few_back[(up(rows, _FEW),)](
+                grad, out, low, of_patches, rows, outputs, ctx.slope, columns, _FEW, tile, num_warps=WARPS
             )
-        if read is not None:
-            used = side * side * channels
-            found = of_y.t() @ read
-            of_weight = found[:, :used].view(-1, side, side, channels).permute(0, 3, 1, 2).float()
-            of_bias = found[:, used].float()
-        return of_image, of_weight, of_bias, None
+            of_image = _unpatched(of_patches, image.shape, ctx.side)
+        if any(ctx.needs_input_grad[1:3]):
+            groups, span = split(rows, _FEW, 2 * GROUPS)
+            partial = torch.empty((groups, outputs, columns), dtype=torch.float32, device=low.device)
+            convolve_few_weight[(groups, up(outputs, tile))](
+                grad, out, image, partial, rows, height, width, *image.stride(), outputs, span, ctx.slope, ctx.side,
+                channels, columns, _FEW, tile, num_warps=WARPS,
+            )  # fmt: skip
+            of_both = _of_weight_and_bias(partial.sum(0), channels, ctx.side)
+        return of_image, *of_both, None, None
 
 
-def matrix(weight: Tensor, bias: Tensor | None) -> Tensor:
-    """[outputs, columns]: a row's weights, channels last, then the bias, then zeros; columns are a multiple of 16."""
+def _unpatched(of_patches: Tensor, shape: torch.Size, side: int) -> Tensor:
+    """The gradient of a picture of that of its patches."""
+    from sr_nodes._fused.kernels import unpatches
+
+    (_, channels, height, width), (rows, columns) = shape, of_patches.shape
+    out = torch.empty(shape, dtype=torch.float32, device=of_patches.device)
+    unpatches[(up(rows, 128),)](of_patches, out, rows, height, width, side, channels, columns, 128, num_warps=WARPS)
+    return out
+
+
+def _of_weight_and_bias(found: Tensor, channels: int, side: int) -> tuple[Tensor, Tensor]:
+    """The gradients of both of that of their ``matrix``."""
+    used = side * side * channels
+    return found[:, :used].view(-1, side, side, channels).permute(0, 3, 1, 2).float(), found[:, used].float()
+
+
+@torch.no_grad()
+def matrix(weight: Tensor, bias: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """[outputs, columns]: a row's weights, channels last, then the bias, then zeros; columns are 16, 32, 64 or more by
+    16."""
     outputs, inputs, side, _ = weight.shape
     used = inputs * side * side
-    low = weight.new_zeros((outputs, 16 * up(used + 1, 16)), dtype=torch.bfloat16)
+    columns = power(used + 1) if used < 64 else 16 * up(used + 1, 16)
+    low = weight.new_zeros((outputs, columns), dtype=dtype)
     low[:, :used].view(outputs, side, side, inputs).copy_(weight.permute(0, 2, 3, 1))
-    if bias is not None:
-        low[:, used].copy_(bias)
+    low[:, used].copy_(bias)
     return low
 
 

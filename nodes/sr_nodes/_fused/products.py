@@ -58,13 +58,13 @@ class Dense(Product):
 class Learned:
     """A weight on its way into a product, rounded ahead; and its bias on its way to what is made of that."""
 
-    def __init__(self, weight: Callable[[], Tensor], device: torch.device) -> None:
+    def __init__(self, weight: Callable[[], Tensor], module: nn.Module) -> None:
         def make() -> list[Tensor]:
             self.full = weight()
             low = self.full.detach().to(torch.bfloat16)
             return [low.contiguous(memory_format=LAST) if low.dim() == 4 else low]
 
-        self.low = Ahead(make, device)
+        self.low = Ahead(make, module)
 
     def into(self, x: Tensor, how: Product) -> Tensor:
         """``how``'s result of ``x`` and this weight."""

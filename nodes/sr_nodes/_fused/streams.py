@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sr_pipeline.streams import beside, priority_beside, recorded_stream
 
@@ -16,12 +17,14 @@ _BESIDE = 3
 
 
 class Beside:
-    """Amid a recording, runs work on streams beside the current one, which waits for all of it in the end: branches of
-    the graph. Work writes into memory of the current stream."""
+    """Amid a recording, runs work on streams beside the current one: branches of the graph. Work writes into memory of
+    the current stream."""
 
-    def __init__(self, device: torch.device, number: int = _BESIDE) -> None:
-        here = recorded_stream(device)
-        self.streams = () if here is None else _streams(device, number, priority_beside(here))
+    def __init__(self, device: torch.device, number: int = _BESIDE, calm: bool = True) -> None:
+        """``calm`` is for what need not be done at once."""
+        self.here = here = recorded_stream(device)
+        priority = 0 if here is None else priority_beside(here) if calm else here.priority
+        self.streams = () if here is None else _streams(device, number, priority)
         self.works = list[Callable[[], None]]()
         """Kept until all is over, with what they read: its memory must not be used again before."""
 
@@ -35,16 +38,32 @@ class Beside:
         with torch.cuda.stream(stream):
             work()
 
+    def wait(self, stream: torch.cuda.Stream | None = None) -> None:
+        """The current stream, or another, goes on after all work so far."""
+        for other in self.streams[: len(self.works)]:
+            (stream or torch.cuda.current_stream(other.device)).wait_stream(other)
+
     def join(self) -> None:
-        for stream in self.streams[: len(self.works)]:
-            torch.cuda.current_stream(stream.device).wait_stream(stream)
+        """So do the current stream and the one that all began on; and nothing is kept."""
+        self.wait()
+        self.wait(self.here)
+        self.works.clear()
+
+    def join_later(self, pending: list[Beside]) -> None:
+        """Join when autograd's pass is over, in which this is called; whoever reads what was made before waits for what
+        is ``pending``."""
+        pending[:] = [self]
+        if self.works:
+            torch.autograd.Variable._execution_engine.queue_callback(self.join)
 
 
 class Ahead:
-    """Tensors that are made beside whatever comes before who calls for them."""
+    """Tensors that are made of a module's weights beside whatever comes before who calls for them."""
 
-    def __init__(self, make: Callable[[], list[Tensor]], device: torch.device) -> None:
-        with beside(device) as self.stream:
+    def __init__(self, make: Callable[[], list[Tensor]], *modules: nn.Module) -> None:
+        own = [module._parameters.get("weight") for module in modules]  # one that is computed may change with each call
+        device = None if any(weight is None for weight in own) else cast(Tensor, own[0]).device
+        with nullcontext() if device is None else beside(device) as self.stream:
             self.made = make()
             self.there = None if self.stream is None else self.stream.record_event()
 
