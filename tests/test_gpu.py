@@ -18,7 +18,9 @@ from sr_nodes.assets import graphs
 from sr_nodes.data import photographs, random_crops
 from sr_nodes.discriminators import discriminator
 from sr_nodes.features import vgg19
+from sr_nodes.pairs import image_pairs
 from sr_nodes.srresnet import srresnet
+from sr_nodes.validation import validate
 from sr_pipeline.check import with_settings
 from sr_pipeline.cudagraph import CudaGraph
 from sr_pipeline.graph import Graph
@@ -72,6 +74,14 @@ def test_crops_made_ahead_are_the_hosts(workers: int | None) -> None:
         del image
     for there, here in zip(found, crops(), strict=True):
         assert torch.equal(there.cpu(), here)
+
+
+def test_held_out_pictures_wait_on_the_host() -> None:
+    cuda, net = torch.device("cuda"), srresnet(blocks=1, channels=8, rng=torch.Generator().manual_seed(0))
+    pairs = image_pairs(device=cuda)
+    assert {tensor.device.type for pair in pairs for tensor in (pair.lr, pair.hr)} == {"cpu"}
+    wanted = validate(net, image_pairs())
+    assert validate(net.to(cuda), pairs) == pytest.approx(wanted, rel=1e-3)
 
 
 @pytest.mark.parametrize("net", ["srresnet", "discriminator", "vgg"])

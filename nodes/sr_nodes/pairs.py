@@ -28,7 +28,8 @@ class Pair(NamedTuple):
 
 
 class Pairs(tuple[Pair, ...]):
-    """The pictures of a test set, in the order of their names."""
+    """The pictures of a test set, in the order of their names, on the host: between two measurements they would lie in
+    a GPU's memory for nothing."""
 
 
 class PairFiles(NamedTuple):
@@ -147,7 +148,7 @@ def image_pairs(
     device: Device = CPU,
     report: Report = SILENT,
 ) -> Pairs:
-    """LR and HR pictures of a test set, read at once.
+    """LR and HR pictures of a test set, read at once, and kept on the host.
 
     Where the folder holds files NAME_LR and NAME_HR, or folders HR and LR_bicubic/X4 (or DIV2K's SET_HR and
     SET_LR_bicubic/X4), those are the pairs; case does not matter, and files that are neither are passed over with a
@@ -170,7 +171,8 @@ def image_pairs(
     files = pair_files(resolve(folder), scale, report)
     pairs = []
     for pair in files:
-        pairs.append(pair.read(scale, crop, device))
+        name, lr, hr = pair.read(scale, crop, device)
+        pairs.append(Pair(name, lr.cpu(), hr.cpu()))
         report.progress(len(pairs), len(files))
     return Pairs(pairs)
 

@@ -6,6 +6,7 @@ import torch
 
 from sr_nodes.generators import generate
 from sr_nodes.metrics import psnr
+from sr_nodes.modules import CPU
 from sr_nodes.pairs import Pairs
 from sr_nodes.similarity import ssim
 from sr_nodes.types import Generator, Metrics
@@ -30,12 +31,14 @@ def validate(generator: Generator, pairs: Pairs, every: Every = 5000, report: Re
             than 11x11 pixels of a picture are left inside the border.
     """
     totals = {"psnr_y": 0.0, "psnr_rgb": 0.0, "ssim_y": 0.0}
+    device = next((p.device for p in generator.parameters()), CPU)
     for pair in pairs:
+        hr = pair.hr.to(device)
         with torch.no_grad():
-            sr = generate(generator, pair.lr)
-        totals["psnr_y"] += psnr(sr, pair.hr, "y", border=generator.scale)
-        totals["psnr_rgb"] += psnr(sr, pair.hr, "rgb", border=generator.scale)
-        totals["ssim_y"] += ssim(sr, pair.hr, "y", border=generator.scale)
+            sr = generate(generator, pair.lr.to(device))
+        totals["psnr_y"] += psnr(sr, hr, "y", border=generator.scale)
+        totals["psnr_rgb"] += psnr(sr, hr, "rgb", border=generator.scale)
+        totals["ssim_y"] += ssim(sr, hr, "y", border=generator.scale)
     means = {name: total / len(pairs) for name, total in totals.items()}
     for name, value in means.items():
         report.scalar(name, value)
