@@ -40,18 +40,20 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        mean, variance, count = _joined(input.detach().to(_width(input)))
+        joined, count = _joined(input.detach().to(_width(input)))
+        mean, variance = torch.from_numpy(joined).to(_width(input))
         if self.track_running_stats and self.running_mean is not None and self.running_var is not None:
             assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(1)
             share = self.momentum if self.momentum is not None else 1 / float(self.num_batches_tracked)
-            self.running_mean.lerp_(_tensor(mean, self.running_mean.dtype), share)
-            self.running_var.lerp_(_tensor(variance * count / (count - 1), self.running_var.dtype), share)
-        return cast(Tensor, _Normalised.apply(input, self.weight, self.bias, self.eps, mean, variance, count))
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+            unbiased = variance.to(self.running_var.dtype)
+            self.running_var.mul_(1 - share).add_(unbiased, alpha=share * count / (count - 1))
+        return cast(Tensor, _Normalised.apply(input, self.weight, self.bias, self.eps, mean, variance, joined, count))
 
 
-def _joined(x: Tensor) -> tuple[Numbers, Numbers, float]:
-    """Mean [C] and variance [C] of [B, C, H, W] over all but C and over the processes, and of how many numbers.
+def _joined(x: Tensor) -> tuple[Numbers, float]:
+    """Mean and variance, [2, C], of [B, C, H, W] over all but C and over the processes, and of how many numbers.
 
     Sums travel in float64: the variance is a difference of two of them (Ioffe and Szegedy, 2015, algorithm 1).
     """
@@ -59,8 +61,9 @@ def _joined(x: Tensor) -> tuple[Numbers, Numbers, float]:
     found = torch.batch_norm_update_stats(x, None, None, 0.0)
     mean, variance = (part.numpy().astype(np.float64) for part in found)
     sums = summed(np.concatenate((mean * own, (variance + mean**2) * own, (own,))))
-    mean, squares = sums[:-1].reshape(2, -1) / sums[-1]
-    return mean, np.maximum(squares - mean**2, 0.0), float(sums[-1])
+    joined = (sums[:-1] / sums[-1]).reshape(2, -1)
+    np.maximum(joined[1] - joined[0] ** 2, 0.0, out=joined[1])
+    return joined, float(sums[-1])
 
 
 class _Normalised(torch.autograd.Function):
@@ -71,37 +74,34 @@ class _Normalised(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, mean: Numbers, variance: Numbers, count: float
-    ) -> Tensor:
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, mean: Tensor, variance: Tensor, joined: Numbers,
+        count: float,
+    ) -> Tensor:  # fmt: skip
+        """``joined`` has mean and variance in float64."""
         ctx.save_for_backward(x, weight)
-        ctx.statistics = mean, variance, count, eps
-        width = _width(x)
-        return F.batch_norm(x, _tensor(mean, width), _tensor(variance, width), weight, bias, training=False, eps=eps)
+        ctx.statistics = mean, variance, joined, count, eps
+        return F.batch_norm(x, mean, variance, weight, bias, training=False, eps=eps)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (x, weight), (mean, variance, count, eps) = ctx.saved_tensors, ctx.statistics
+        (x, weight), (mean, variance, joined, count, eps) = ctx.saved_tensors, ctx.statistics
         width = _width(x)
-        wide, wide_grad, spread = x.to(width), grad.to(width), _tensor(variance, width)
+        wide, wide_grad = x.to(width), grad.to(width)
         # As if mean and variance were constants: so torch's kernel gives the sums.
-        constants = weight, _tensor(mean, width), spread, None, None, False, eps
+        constants = weight, mean, variance, None, None, False, eps
         only_sums = [False, True, True]
         _, of_weight, of_bias = torch.ops.aten.native_batch_norm_backward(wide_grad, wide, *constants, only_sums)
         sums = summed(np.concatenate((of_bias.numpy(), of_weight.numpy())).astype(np.float64))
         bias_mean, weight_mean = sums.reshape(2, -1) / count
         # weight * inverse * (g - mean(g) - normalised * mean(g * normalised)): of g that kernel, of x a slope.
-        slope = -weight.detach().numpy() / (variance + eps) * weight_mean
-        middle, offset = _tensor(bias_mean, width), _tensor(-slope * mean, width)
-        of_x = F.batch_norm(wide_grad, middle, spread, weight, offset, training=False, eps=eps)
-        of_x.addcmul_(wide, _tensor(slope, width).view(-1, 1, 1))
-        return of_x.to(x.dtype), of_weight, of_bias, None, None, None, None
+        slope = weight.detach().numpy() / (joined[1] + eps) * weight_mean
+        middle, slopes, offset = torch.from_numpy(np.stack((bias_mean, slope, slope * joined[0]))).to(width)
+        of_x = F.batch_norm(wide_grad, middle, variance, weight, offset, training=False, eps=eps)
+        of_x.addcmul_(wide, slopes.view(-1, 1, 1), value=-1)
+        return of_x.to(x.dtype), of_weight, of_bias, None, None, None, None, None
 
 
 def _width(x: Tensor) -> torch.dtype:
     """What statistics of such a tensor are computed in."""
     return torch.promote_types(x.dtype, torch.float32)
-
-
-def _tensor(numbers: Numbers, dtype: torch.dtype) -> Tensor:
-    return torch.from_numpy(numbers).to(dtype)
