@@ -55,8 +55,8 @@ def _joined(x: Tensor) -> tuple[Numbers, float]:
     """Mean, variance and unbiased variance, [3, C], of [B, C, H, W] over all but C and over the processes, and of how
     many numbers.
 
-    Sums travel in float64: the variance is a difference of two of them (Ioffe and Szegedy, 2015, algorithm 1). There are
-    few calls, because between two convolutions one of NumPy's takes 10 us.
+    Sums travel in float64: the variance is a difference of two of them (Ioffe and Szegedy, 2015, algorithm 1). Between
+    two convolutions a call of NumPy's takes 10 us, so there are few.
     """
     channels = x.shape[1]
     mean, variance = (part.numpy() for part in torch.batch_norm_update_stats(x, None, None, 0.0))
