@@ -26,6 +26,8 @@ class CudaGraph:
         self.used = 0
         self.done: list[torch.cuda.Event] = []
         """By job."""
+        self.settled: tuple[torch.cuda.Event, ...] = ()
+        """Since all of these, models and optimizers are as they are."""
         self.ends: dict[int, torch.cuda.Stream] = {}
         """By the last job of each stream that another job may go on with."""
 
@@ -51,7 +53,7 @@ class CudaGraph:
                 _begin(self.device)
                 self.began = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 self.began.record()
-                self.used, self.done, self.ends, self.settled = 0, [], {}, self.began
+                self.used, self.done, self.ends, self.settled = 0, [], {}, (self.began,)
                 with there_since(self.began, fed), recorded(), joining(self.side, self.settled):
                     made = work()
                 for event in self.done:
@@ -82,7 +84,7 @@ class CudaGraph:
     def changed(self) -> None:
         """All that follows on any stream waits: autograd comes back to the streams of forward passes, and makes new
         gradients in the memory of those that the job before may still read."""
-        self.settled = self.done[-1]
+        self.settled += (self.done[-1],)  # which need not follow the change before
         self.ends.clear()
         for stream in self.streams[: self.used]:
             stream.wait_event(self.done[-1])

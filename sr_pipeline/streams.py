@@ -23,7 +23,7 @@ _LEAD = 4
 class _Job(NamedTuple):
     """What of a recording is being recorded."""
 
-    settled: torch.cuda.Event
+    settled: tuple[torch.cuda.Event, ...]
     used: list[torch.cuda.Stream]
 
 
@@ -61,9 +61,9 @@ def ready_since(tensor: Tensor) -> torch.cuda.Event | None:
 
 
 @contextmanager
-def joining(stream: torch.cuda.Stream, settled: torch.cuda.Event) -> Iterator[None]:
+def joining(stream: torch.cuda.Stream, settled: tuple[torch.cuda.Event, ...]) -> Iterator[None]:
     """Amid a recording, the stream goes on after all that is done ``beside`` it inside. Models and optimizers are as
-    they are since ``settled``."""
+    they are since all of ``settled``."""
     job = _Job(settled, [])
     token = _JOB.set(job)
     try:
@@ -83,7 +83,8 @@ def beside(device: torch.device) -> Iterator[torch.cuda.Stream | None]:
         yield None
         return
     stream = _own(here)
-    stream.wait_event(job.settled)
+    for event in job.settled:
+        stream.wait_event(event)
     job.used.append(stream)
     with torch.cuda.stream(stream):
         yield stream

@@ -102,7 +102,7 @@ def conv_of_few(x: Tensor, conv: nn.Conv2d, act: nn.Module, weight: Ahead | None
     if not (serves(x) and _is_small(x, max(256, conv.out_channels))) or (made := weight or few_ahead(conv)) is None:
         return cast(Tensor, act(conv(x)))
     (low,) = made()
-    if type(act) is nn.LeakyReLU and _reads_few(conv, 64):
+    if type(act) is nn.LeakyReLU and act.negative_slope >= 0 and _reads_few(conv, 64):
         return cast(Tensor, LeakyConvOfFew.apply(x, conv.weight, conv.bias, low, act.negative_slope))
     return cast(Tensor, act(ConvOfFew.apply(x, conv.weight, conv.bias, low)))
 

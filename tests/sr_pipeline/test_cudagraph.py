@@ -158,9 +158,10 @@ def test_a_job_ends_with_what_was_done_beside_it(recording: CudaGraph, monkeypat
     found = list[set[str]]()
 
     def work() -> None:
-        with recording.job([], []):
-            Cuda.current.before.add("step!")
-        recording.changed()
+        for step in ("one step!", "another step!"):  # neither follows the other
+            with recording.job([], []):
+                Cuda.current.before.add(step)
+            recording.changed()
         with recording.job([0], []):
             Cuda.current.before.add("job")
             with beside(torch.device("cuda")) as stream:
@@ -168,11 +169,11 @@ def test_a_job_ends_with_what_was_done_beside_it(recording: CudaGraph, monkeypat
                 Cuda.current.before.add("aside")
             assert "aside" not in Cuda.current.before
             found.append(cast(Any, stream).before)
-        with recording.job([1], []):
+        with recording.job([2], []):
             found.append(Cuda.current.before)
 
     recording.record(work, [])
-    assert found[0] == {"step!", "aside"}
+    assert found[0] == {"one step!", "another step!", "aside"}
     assert found[1] >= {"job", "aside"}
     with beside(torch.device("cuda")) as stream:
         assert stream is None
