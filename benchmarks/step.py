@@ -242,10 +242,11 @@ def measured(options: argparse.Namespace, size: Size, device: torch.device, gan:
             for process in among.values():
                 process.ask("photographs")
             ours, still = f"ours, {default}", f"ours, {default}, batches that are there"
-            race: dict[str, Callable[[int], float]] = {**among, still: among[ours].still}
+            race: dict[str, Callable[[int], float]] = {**among, **({still: among[ours].still} if ours in among else {})}
             seconds = in_turn(race, options.rounds, least)
             made["real"] = figures(seconds, device)
-            made["waiting"] = spread([1 - a / b for a, b in zip(seconds[still], seconds[ours], strict=True)])
+            if still in seconds:
+                made["waiting"] = spread([1 - a / b for a, b in zip(seconds[still], seconds[ours], strict=True)])
     return made
 
 

@@ -4,6 +4,7 @@ cuBLAS clear a counter or a sum before every other convolution."""
 from __future__ import annotations
 
 import ctypes
+import warnings
 from functools import cache
 from typing import Any
 
@@ -20,15 +21,15 @@ _THREADS, _BLOCKS = 256, 1024
 
 
 def as_kernels(graph: torch.cuda.CUDAGraph, device: torch.device) -> int:
-    """Put a kernel in the place of each memset of whole words, with the same neighbours; and tell how many there were.
+    """Put a kernel in the place of each memset of one row of whole words, with the same neighbours; tell of how many.
 
     The graph was made with ``keep_graph`` and is not instantiated. Nothing happens without NVIDIA's ``cuda.bindings``
-    of CUDA 13, which torch brings where it was built for that.
+    of CUDA 13, which torch brings where it was built for that, or where they make no kernel.
 
     Raises:
         RuntimeError: CUDA does not do what it is told.
     """
-    if not _has_bindings():
+    if not _has_bindings() or (filler := _filler(device)) is None:
         return 0
     from cuda.bindings import driver
 
@@ -37,7 +38,7 @@ def as_kernels(graph: torch.cuda.CUDAGraph, device: torch.device) -> int:
     nodes, _ = _done(driver.cuGraphGetNodes(raw, number))
     kinds = driver.CUgraphNodeType
     memsets = [node for node in nodes if _kind(node) == kinds.CU_GRAPH_NODE_TYPE_MEMSET]
-    return sum(_replaced(raw, node, _filler(device)) for node in memsets)
+    return sum(_replaced(raw, node, filler) for node in memsets)
 
 
 def _replaced(graph: Any, node: Any, function: Any) -> bool:
@@ -45,11 +46,11 @@ def _replaced(graph: Any, node: Any, function: Any) -> bool:
 
     (memset,) = _done(driver.cuGraphMemsetNodeGetParams(node))
     count, left = divmod(memset.width * memset.elementSize, 4)
+    if memset.height != 1 or not count or left or int(memset.dst) % 4:
+        return False
     before = _neighbours(driver.cuGraphNodeGetDependencies, node)
     after = _neighbours(driver.cuGraphNodeGetDependentNodes, node)
     kernels = [n for n in (*after, *before) if _kind(n) == driver.CUgraphNodeType.CU_GRAPH_NODE_TYPE_KERNEL]
-    if memset.height != 1 or left or int(memset.dst) % 4:
-        return False
     bits = 8 * memset.elementSize
     value = sum((memset.value & ((1 << bits) - 1)) << shift for shift in range(0, 32, bits))
     params = driver.CUDA_KERNEL_NODE_PARAMS()
@@ -100,12 +101,18 @@ def _has_bindings() -> bool:
 
 @cache
 def _filler(device: torch.device) -> Any:
-    """The kernel, for a device."""
+    """The kernel, for a device; None where none is made, which is told once."""
     from cuda.bindings import driver
 
-    with torch.cuda.device(device):
-        (module,) = _done(driver.cuModuleLoadData(_compiled(torch.cuda.get_device_capability(device))))
-        return _done(driver.cuModuleGetFunction(module, b"fill"))[0]
+    try:
+        with torch.cuda.device(device):
+            (module,) = _done(driver.cuModuleLoadData(_compiled(torch.cuda.get_device_capability(device))))
+            return _done(driver.cuModuleGetFunction(module, b"fill"))[0]
+    except Exception as error:  # noqa: BLE001  whatever a compiler says
+        reason = str(error).strip().partition("\n")[0]
+        what = "memsets of recorded steps stay, and take a few percent of them"
+        warnings.warn(f"CUDA makes no kernel that fills memory ({reason}); {what}", RuntimeWarning, stacklevel=2)
+        return None
 
 
 def _compiled(capability: tuple[int, int]) -> bytes:

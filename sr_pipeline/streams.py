@@ -77,7 +77,7 @@ def joining(stream: torch.cuda.Stream, settled: tuple[torch.cuda.Event, ...]) ->
 @contextmanager
 def beside(device: torch.device) -> Iterator[torch.cuda.Stream | None]:
     """Amid a recording, inside, a stream beside the current one, for what reads nothing but models and optimizers: it
-    begins when they were changed last. Else where one is, and None."""
+    begins when they were changed last, which is not in the job that this is called in. Else where one is, and None."""
     here, job = recorded_stream(device), _JOB.get()
     if here is None or job is None:
         yield None

@@ -140,6 +140,19 @@ def test_a_turn_is_as_long_where_the_first_call_is_slow() -> None:
     assert rows[-1] * seconds["idle at first"][0] > 0.9 * 20.0
 
 
+def test_what_a_captured_step_waits_is_the_worse_networks() -> None:
+    mode = Mode("bf16", "channels_last", "graph")
+    ours = f"ours, {mode}"
+
+    def measured(milliseconds: float, waiting: float) -> dict[str, Any]:
+        race = {"ms": {ours: {"median": milliseconds}}}
+        peaks = {ours: 1, "ours, fp32, contiguous": 30, "a, fp32, contiguous": 20}
+        return {"synthetic": race, "real": race, "waiting": {"median": waiting}, "peak_mib": peaks}
+
+    found = step.summary({"srgan": measured(4.0, 0.01), "srresnet": measured(1.5, 0.02)}, mode)
+    assert found == {"srgan_ms": 4.0, "srresnet_ms": 1.5, "wait_share": 0.02, "memory_a": 1.5}
+
+
 def test_a_machines_name_is_fit_for_a_file() -> None:
     assert measure.slug({"device": "NVIDIA H200 (SXM)"}) == "nvidia-h200-sxm"
 

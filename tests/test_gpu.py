@@ -186,12 +186,10 @@ def test_a_recorded_step_of_adam_is_the_same(monkeypatch: pytest.MonkeyPatch) ->
     for _ in range(3):
         graph.replay()
     torch.cuda.synchronize(device)
+    cancelled = _cancelled(net)
     for p, one, before in zip(learned, wanted, start, strict=True):
-        if (one - before).norm() > 1e-3 * before.norm():  # not a bias before BatchNorm, whose gradient is zero
+        if id(p) not in cancelled:
             assert (p - one).norm() < 0.1 * (one - before).norm()
-    dense = max(learned, key=torch.Tensor.numel)
-    place = next(n for n, p in enumerate(learned) if p is dense)
-    assert (dense - wanted[place]).norm() < 0.05 * (wanted[place] - start[place]).norm()
 
 
 def test_memsets_are_replayed_as_kernels() -> None:
@@ -241,13 +239,17 @@ def _passed(
     with torch.autocast("cuda", torch.bfloat16, enabled=mixed), recorded() if fused else nullcontext():
         out = net.train()(picture).float()
     ((out - out.detach().mean() - 0.1) ** 2).mean().backward()
-    cancelled = {
-        id(conv.bias)
-        for conv, bn in pairwise(net.modules())
-        if isinstance(conv, torch.nn.Conv2d) and isinstance(bn, torch.nn.BatchNorm2d)
-    }
-    learned = [p for p in net.parameters() if id(p) not in cancelled and (every or p.dim() == 4)]
+    learned = [p for p in net.parameters() if id(p) not in _cancelled(net) and (every or p.dim() == 4)]
     grads = [p.grad for p in learned if p.grad is not None]
     assert picture.grad is not None
     kept = [b for name, b in net.named_buffers() if "running" in name]
     return [out.detach(), picture.grad, *grads, *kept]
+
+
+def _cancelled(net: torch.nn.Module) -> set[int]:
+    """The identities of biases that BatchNorm takes away again."""
+    return {
+        id(conv.bias)
+        for conv, bn in pairwise(net.modules())
+        if isinstance(conv, torch.nn.Conv2d) and isinstance(bn, torch.nn.BatchNorm2d)
+    }

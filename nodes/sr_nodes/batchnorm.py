@@ -68,7 +68,7 @@ def _joined(x: Tensor) -> tuple[Numbers, float]:
     joined, count = np.empty((3, channels)), float(sums[-1])
     np.divide(sums[:-1].reshape(2, -1), count, out=joined[:2])
     np.maximum(joined[1] - joined[0] ** 2, 0.0, out=joined[1])
-    np.multiply(joined[1], count / max(count - 1, 1), out=joined[2])
+    np.multiply(joined[1], count / (count - 1), out=joined[2])
     return joined, count
 
 

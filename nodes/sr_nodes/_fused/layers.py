@@ -76,18 +76,18 @@ class ConvOfFew(torch.autograd.Function):
             num_warps=WARPS,
         )  # fmt: skip
         ctx.shape, ctx.side = image.shape, weight.shape[2]
-        ctx.save_for_backward(low, read)
+        ctx.save_for_backward(low, read if any(ctx.needs_input_grad[1:3]) else None)
         return (read @ low.t()).view(batch, height, width, -1).permute(0, 3, 1, 2)
 
     @staticmethod
     @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         low, read = ctx.saved_tensors
-        of_y, of_image = grad.permute(0, 2, 3, 1).reshape(len(read), -1), None
+        of_y, of_image = grad.permute(0, 2, 3, 1).reshape(-1, len(low)), None
         of_both: tuple[Tensor | None, Tensor | None] = None, None
         if ctx.needs_input_grad[0]:
             of_image = _unpatched(of_y @ low, ctx.shape, ctx.side)
-        if any(ctx.needs_input_grad[1:]):
+        if read is not None:
             of_both = _of_weight_and_bias(of_y.t() @ read, ctx.shape[1], ctx.side)
         return of_image, *of_both, None
 
