@@ -239,7 +239,8 @@ def _passed(
     with torch.autocast("cuda", torch.bfloat16, enabled=mixed), recorded() if fused else nullcontext():
         out = net.train()(picture).float()
     ((out - out.detach().mean() - 0.1) ** 2).mean().backward()
-    learned = [p for p in net.parameters() if id(p) not in _cancelled(net) and (every or p.dim() == 4)]
+    cancelled = _cancelled(net)
+    learned = [p for p in net.parameters() if id(p) not in cancelled and (every or p.dim() == 4)]
     grads = [p.grad for p in learned if p.grad is not None]
     assert picture.grad is not None
     kept = [b for name, b in net.named_buffers() if "running" in name]

@@ -93,15 +93,16 @@ def dense(x: Tensor, weight: Learned, linear: nn.Linear) -> Tensor:
     return y if linear.bias is None else y + linear.bias
 
 
-def conv_of_few(x: Tensor, conv: nn.Conv2d, act: nn.Module, weight: Ahead | None = None) -> Tensor:
-    """``act(conv(x))`` of a picture, of so few channels that all it reads for a pixel is one row of a matrix; in a
-    recorded step the weight may be ``few_ahead(conv)``.
+def conv_of_few(x: Tensor, conv: nn.Conv2d, act: nn.Module, weight: Ahead | None) -> Tensor:
+    """``act(conv(x))`` of a picture, of so few channels that all it reads for a pixel is one row of a matrix.
+
+    The weight is ``few_ahead(conv)``.
 
     cuDNN's kernels take channels by eight at least.
     """
-    if not (serves(x) and _is_small(x, max(256, conv.out_channels))) or (made := weight or few_ahead(conv)) is None:
+    if weight is None or not (serves(x) and _is_small(x, max(256, conv.out_channels))):
         return cast(Tensor, act(conv(x)))
-    (low,) = made()
+    (low,) = weight()
     if type(act) is nn.LeakyReLU and act.negative_slope >= 0 and _reads_few(conv, 64):
         return cast(Tensor, LeakyConvOfFew.apply(x, conv.weight, conv.bias, low, act.negative_slope))
     return cast(Tensor, act(ConvOfFew.apply(x, conv.weight, conv.bias, low)))

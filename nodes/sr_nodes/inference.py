@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sr_nodes.memory import bytes_per_pixel
-from sr_nodes.modules import CPU
+from sr_nodes.modules import CPU, device_of
 from sr_nodes.receptive import Field, receptive_field
 from sr_nodes.types import Generator
 from sr_pipeline.precision import is_fast_in_bf16
@@ -81,7 +81,7 @@ def prepared(generator: Generator, precision: Precision = "fp32", device: torch.
         if (generator.device, generator.precision) == (device, _decided(precision, device)):
             return generator
         generator = generator.original[0]
-    device = device or next((p.device for p in generator.parameters()), CPU)
+    device = device or device_of(generator)
     return Prepared(generator, precision, device)
 
 

@@ -49,6 +49,11 @@ def mode(module: nn.Module, training: bool) -> Iterator[None]:
             submodule.training = was
 
 
+def device_of(module: nn.Module) -> torch.device:
+    """Where its parameters are; the CPU if it has none."""
+    return next((p.device for p in module.parameters()), CPU)
+
+
 def nearest_file(path: Path) -> str:
     if not path.parent.is_dir():
         return f"nor is there a folder {path.parent}"

@@ -6,7 +6,7 @@ import torch
 
 from sr_nodes.generators import generate
 from sr_nodes.metrics import psnr
-from sr_nodes.modules import CPU
+from sr_nodes.modules import device_of
 from sr_nodes.pairs import Pairs
 from sr_nodes.similarity import ssim
 from sr_nodes.types import Generator, Metrics
@@ -31,7 +31,7 @@ def validate(generator: Generator, pairs: Pairs, every: Every = 5000, report: Re
             than 11x11 pixels of a picture are left inside the border.
     """
     totals = {"psnr_y": 0.0, "psnr_rgb": 0.0, "ssim_y": 0.0}
-    device = next((p.device for p in generator.parameters()), CPU)
+    device = device_of(generator)
     for pair in pairs:
         hr = pair.hr.to(device)
         with torch.no_grad():

@@ -71,10 +71,10 @@ class Learned:
         (low,) = self.low()
         with torch.no_grad():
             y = how.result(x, low)
-        passed = _Passed()
+        given = y, x.detach(), low, how, _Passed()
         with on(self.low.stream):
-            other = _OfWeight.apply(self.full, y, x.detach(), low, how, passed)
-        one = _OfInput.apply(x, y, low, how, passed)  # the last, because autograd comes back to it first
+            other = _OfWeight.apply(self.full, *given)
+        one = _OfInput.apply(x, *given)  # the last, because autograd comes back to it first
         return cast(Tensor, _Both.apply(one, other))
 
     def biased(self, y: Tensor, bias: Tensor) -> Tensor:
@@ -91,33 +91,27 @@ class _Passed:
     event: torch.cuda.Event | None = None
 
 
-class _OfInput(torch.autograd.Function):
-    """The product ``y``, as of what it reads."""
+class _Product(torch.autograd.Function):
+    """The product ``y`` of ``x`` and a weight, as a function ``of`` one of both."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, low: Tensor, how: Product, passed: _Passed) -> Tensor:
+    def forward(ctx: Any, of: Tensor, y: Tensor, x: Tensor, low: Tensor, how: Product, passed: _Passed) -> Tensor:
         ctx.how, ctx.passed = how, passed
         ctx.save_for_backward(x, low)
         return y.view_as(y)
 
+
+class _OfInput(_Product):
     @staticmethod
     @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         found = ctx.how.of_input(grad, *ctx.saved_tensors) if ctx.needs_input_grad[0] else None
         if (here := recorded_stream(grad.device)) is not None:
             ctx.passed.event = here.record_event()
-        return found, None, None, None, None
+        return found, None, None, None, None, None
 
 
-class _OfWeight(torch.autograd.Function):
-    """The product ``y``, as of its weight."""
-
-    @staticmethod
-    def forward(ctx: Any, full: Tensor, y: Tensor, x: Tensor, low: Tensor, how: Product, passed: _Passed) -> Tensor:
-        ctx.how, ctx.passed = how, passed
-        ctx.save_for_backward(x, low)
-        return y.view_as(y)
-
+class _OfWeight(_Product):
     @staticmethod
     @once
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
